@@ -1,0 +1,194 @@
+"""Config to objects: the one place that knows both."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from multigrid.config import SHAPES, Config
+from multigrid.data import shapes
+from multigrid.data.defects import describe_defects
+from multigrid.data.generator import MultiGridDataGenerator
+from multigrid.data.images import Letterbox, check_images
+from multigrid.data.samples import Sample, read_class_names, read_samples
+from multigrid.detection.predictor import Predictor
+from multigrid.errors import InputError
+from multigrid.geometry.anchors import Anchors, match_statistics, read_anchors
+from multigrid.losses.components import balance_classes
+from multigrid.losses.multigrid_loss import MultiGridLoss
+from multigrid.models.detector import MultiGridDetector
+from multigrid.models.weights import load_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a detector is made for: its classes and anchors."""
+
+    class_names: tuple
+    anchors: Anchors
+
+
+def read_vocabulary(config: Config) -> Vocabulary:
+    """Class names and anchors of a config.
+
+    Raises:
+        InputError: a key that is null, or a file that does not hold what it should.
+    """
+    for key in ("classes", "anchors"):
+        if getattr(config.data, key) is None:
+            raise InputError(f"data.{key}: expected a file, received null")
+    anchors = read_anchors(config.data.anchors)
+    return Vocabulary(tuple(read_class_names(config.data.classes)), anchors)
+
+
+def read_split(config: Config, split: str, class_names: Sequence[str]) -> list[Sample]:
+    """The samples of a split, every image proved readable; what was dropped is said once.
+
+    Args:
+        config: names the labels.
+        split: "train", "val" or "test".
+        class_names: one a class.
+
+    Raises:
+        InputError: no labels for this split, unreadable labels or images, or a defect where `data.strict` is set.
+    """
+    source = getattr(config.data, split)
+    if source is None:
+        raise InputError(f"data.{split}: expected labels, received null")
+    if source == SHAPES:
+        source = _drawn(config)[split]
+    samples, defects = read_samples(source, class_names, split=split, strict=config.data.strict)
+    if defects:
+        logger.warning("data.%s: %s", split, describe_defects(defects, samples))
+    check_images(sample.path for sample in samples)
+    return samples
+
+
+def network_sizes(samples: Sequence[Sample], input_size) -> np.ndarray:
+    """(width, height) of every box as the network sees it: [N, 2] float32 in input pixels."""
+    boxes = [Letterbox.fit(sample.size, input_size).apply_boxes(sample.boxes) for sample in samples]
+    corners = np.concatenate([np.zeros((0, 4), "float32"), *boxes])
+    return corners[:, 2:] - corners[:, :2]
+
+
+def warn_about_anchors(config: Config, anchors: Anchors, samples: Sequence[Sample]) -> None:
+    """Logs, with numbers, that anchors do not fit the boxes, where they do not."""
+    sizes = network_sizes(samples, config.model.input_size)
+    if len(sizes):
+        command = f"multigrid anchors --labels {config.data.train} --output anchors.txt"
+        warning = match_statistics(anchors, sizes).warning(command)
+        if warning:
+            logger.warning("data.anchors: %s", warning)
+
+
+def build_generator(config: Config, samples: Sequence[Sample], *, training: bool) -> MultiGridDataGenerator:
+    """Batches of samples: shuffled and augmented in training, as they are otherwise."""
+    plain = {
+        "input_size": config.model.input_size,
+        "batch_size": config.training.batch_size,
+        "seed": config.training.seed,
+        "cache": config.data.cache,
+        "workers": config.data.workers,
+    }
+    if not training:
+        return MultiGridDataGenerator(samples, **plain)
+    augmentation = config.augmentation
+    return MultiGridDataGenerator(
+        samples,
+        **plain,
+        augmentation=augmentation.steps,
+        mosaic=augmentation.mosaic,
+        mixup=augmentation.mixup,
+        mosaic_off_epochs=augmentation.mosaic_off_epochs,
+        epochs=config.training.epochs,
+        multi_scale=augmentation.multi_scale,
+        min_visibility=augmentation.min_visibility,
+        shuffle=True,
+    )
+
+
+def build_criterion(config: Config, vocabulary: Vocabulary, samples: Sequence[Sample] = ()) -> MultiGridLoss:
+    """The loss of a config.
+
+    Args:
+        config: names the options.
+        vocabulary: classes and anchors.
+        samples: what class weights are counted on, where `loss.class_weights` is a rule.
+
+    Raises:
+        InputError: class weights that are not one a class, or a rule without samples.
+    """
+    options = config.loss.model_dump()
+    options["class_weights"] = _class_weights(config, vocabulary, samples)
+    return MultiGridLoss(
+        vocabulary.anchors.to_list(),
+        len(vocabulary.class_names),
+        offset_activation=config.model.offset_activation,
+        **options,
+    )
+
+
+def build_detector(config: Config, vocabulary: Vocabulary, criterion: MultiGridLoss | None = None):
+    """The detector of a config, with the weights that the config names, or the seed's.
+
+    Raises:
+        InputError: weights that do not fit.
+    """
+    model = config.model
+    keras.utils.set_random_seed(config.training.seed)
+    keras.config.set_dtype_policy(model.precision)
+    detector = MultiGridDetector(
+        vocabulary.anchors.to_list(),
+        len(vocabulary.class_names),
+        width=model.width,
+        depth=model.depth,
+        neck=model.neck,
+        offset_activation=model.offset_activation,
+        class_activation="softmax" if config.loss.classification == "softmax" else "sigmoid",
+        objectness_prior=model.objectness_prior,
+        criterion=criterion,
+    )
+    if config.backbone_weights is not None:
+        load_weights(detector.backbone, config.backbone_weights)
+    if config.weights is not None:
+        load_weights(detector, config.weights)
+    return detector
+
+
+def build_predictor(config: Config, detector, class_names: Sequence[str], *, evaluating: bool) -> Predictor:
+    """A predictor with the config's thresholds: the low one to evaluate, the one for the eye otherwise."""
+    detection = config.detection
+    return Predictor(
+        detector,
+        class_names,
+        config.model.input_size,
+        score_threshold=detection.score_threshold if evaluating else detection.predict_threshold,
+        nms_threshold=detection.nms_threshold,
+        max_detections=detection.max_detections,
+        batch_size=config.training.batch_size,
+    )
+
+
+def _drawn(config: Config) -> dict:
+    """The embedded data set, drawn unless it is there already."""
+    drawing = config.data.shapes
+    counts = {split: getattr(drawing, split) for split in ("train", "val", "test")}
+    return shapes.draw_data_set(drawing.folder, counts=counts, seed=drawing.seed, format="yolo3")
+
+
+def _class_weights(config, vocabulary, samples):
+    weights, names = config.loss.class_weights, vocabulary.class_names
+    if isinstance(weights, str):
+        if not samples:
+            raise InputError(f"loss.class_weights: expected training labels to count for {weights!r}, received none")
+        counts = np.bincount(np.concatenate([sample.classes for sample in samples]), minlength=len(names))
+        return balance_classes(counts, weights)
+    if weights is not None and len(weights) != len(names):
+        raise InputError(f"loss.class_weights: expected {len(names)} numbers, one a class, received {len(weights)}")
+    return weights

@@ -1,0 +1,140 @@
+"""The parts of the loss, unweighted, one function each.
+
+Each takes what cells predict and what they should predict, and returns one number a cell. Masks, sums, normalizers and
+coefficients come later, once, in `multigrid_loss`.
+"""
+
+from keras import ops
+
+from multigrid.geometry import boxes as box_geometry
+
+LOCALIZATIONS = ("ciou", "diou", "giou", "mse")
+CLASSIFICATIONS = ("bce", "softmax", "focal")
+ANCHORS = ("softmax", "bce")
+_OVERLAP = {"ciou": box_geometry.ciou, "diou": box_geometry.diou, "giou": box_geometry.giou}
+
+
+def localization(kind: str, predicted_boxes, true_boxes, predicted_code, true_code):
+    """How far predicted boxes are from true ones.
+
+    Args:
+        kind: "ciou", "diou", "giou": one less the overlap of the decoded boxes; "mse": squared error of the code, as
+            in the paper.
+        predicted_boxes: [..., 4] float corners in input pixels.
+        true_boxes: [..., 4] float, likewise.
+        predicted_code: [..., 4] float, offset (x, y) in cells and ln(size / anchor).
+        true_code: [..., 4] float, likewise.
+
+    Returns:
+        [...] float, >= 0.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind == "mse":
+        return ops.sum((predicted_code - true_code) ** 2, axis=-1)
+    _check("localization", kind, LOCALIZATIONS)
+    return 1.0 - _OVERLAP[kind](predicted_boxes, true_boxes)
+
+
+def objectness(logits, target):
+    """Binary cross-entropy of objectness.
+
+    Args:
+        logits: [...] float.
+        target: [...] float in [0, 1], or a number: 0 for cells that answer for nothing.
+
+    Returns:
+        [...] float, nats a cell.
+    """
+    return ops.binary_crossentropy(ops.broadcast_to(target, ops.shape(logits)), logits, from_logits=True)
+
+
+def anchor(kind: str, logits, index):
+    """Cross-entropy of the choice of anchor.
+
+    Args:
+        kind: "softmax" (ln A for equal logits) or "bce" summed over the anchors (A ln 2 for zero logits).
+        logits: [..., A] float.
+        index: [...] int, the matched anchor.
+
+    Returns:
+        [...] float, nats a cell.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    _check("anchor", kind, ANCHORS)
+    return _cross_entropy(kind, logits, ops.one_hot(index, logits.shape[-1]), 0.0)
+
+
+def classification(kind: str, logits, index, label_smoothing=0.0, focal_gamma=2.0, focal_alpha=0.25):
+    """Cross-entropy of the class.
+
+    Args:
+        kind: "bce" summed over the classes (C ln 2 for zero logits), "softmax" (ln C for equal logits), or "focal",
+            which weighs each term of "bce" by alpha (1 - p)^gamma.
+        logits: [..., C] float.
+        index: [...] int class ids.
+        label_smoothing: e; targets become z (1 - e) + e / 2 ("bce", "focal") or z (1 - e) + e / C ("softmax").
+        focal_gamma: exponent of "focal".
+        focal_alpha: weight of the true class in "focal"; the others have 1 - alpha.
+
+    Returns:
+        [...] float, nats a cell.
+
+    Raises:
+        ValueError: an unknown kind.
+
+    Source of "focal": Lin et al. 2017, equation 5.
+    """
+    _check("classification", kind, CLASSIFICATIONS)
+    target = ops.one_hot(index, logits.shape[-1])
+    if kind != "focal":
+        return _cross_entropy(kind, logits, target, label_smoothing)
+    smooth = target * (1.0 - label_smoothing) + label_smoothing / 2.0
+    terms = ops.binary_crossentropy(smooth, logits, from_logits=True)
+    probability = ops.sigmoid(logits)
+    missed = target * (1.0 - probability) + (1.0 - target) * probability
+    alpha = target * focal_alpha + (1.0 - target) * (1.0 - focal_alpha)
+    return ops.sum(alpha * missed**focal_gamma * terms, axis=-1)
+
+
+def _cross_entropy(kind, logits, target, label_smoothing):
+    classes = logits.shape[-1]
+    if kind == "softmax":
+        target = target * (1.0 - label_smoothing) + label_smoothing / classes
+        return ops.categorical_crossentropy(target, logits, from_logits=True)
+    target = target * (1.0 - label_smoothing) + label_smoothing / 2.0
+    return ops.sum(ops.binary_crossentropy(target, logits, from_logits=True), axis=-1)
+
+
+def _check(name, kind, known):
+    if kind not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, received {kind!r}")
+
+
+def balance_classes(counts, rule: str) -> list:
+    """Weights that let rare classes count for more.
+
+    Args:
+        counts: [C] objects of each class; a class without any is treated as one with a single object.
+        rule: "balanced" is N / (C n); "inverse" is 1 / n and "sqrt_inverse" 1 / sqrt(n), scaled to a mean of 1 over the
+            classes ("inverse") or over the objects ("sqrt_inverse"). "balanced" has a mean of 1 over the objects too.
+
+    Returns:
+        C floats.
+
+    Raises:
+        ValueError: an unknown rule.
+    """
+    counts = [max(float(count), 1.0) for count in counts]
+    total, classes = sum(counts), len(counts)
+    if rule == "balanced":
+        return [total / (classes * count) for count in counts]
+    if rule == "inverse":
+        mean = sum(1.0 / count for count in counts) / classes
+        return [1.0 / count / mean for count in counts]
+    _check("class_weights", rule, ("balanced", "inverse", "sqrt_inverse"))
+    mean = sum(count**0.5 for count in counts) / total
+    return [count**-0.5 / mean for count in counts]

@@ -1,0 +1,300 @@
+"""The loss: values -> mask -> sum -> normalizer -> coefficient, in that order, once.
+
+`MultiGridLoss.breakdown` is the only arithmetic of the loss. Training, validation and the probe read its result.
+"""
+
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from multigrid.config import LossConfig
+from multigrid.geometry import boxes as box_geometry
+from multigrid.geometry import cells as cell_geometry
+from multigrid.losses import components, targets
+
+DEFAULTS = LossConfig()
+NORMALIZERS = ("batch", "positives", "grid")
+
+# each part of the loss, by the name it has in logs, results and the probe, and the coefficient that multiplies it
+PARTS = {
+    "localization": "coord_scale",
+    "object": "object_scale",
+    "no_object": "no_object_scale",
+    "anchor": "anchor_scale",
+    "classification": "class_scale",
+}
+
+
+class LossBreakdown(NamedTuple):
+    """Every part of the loss for one batch; S scales, coarse to fine."""
+
+    total: object  # scalar float32: the sum of coefficient · part over parts and scales
+    parts: dict  # name -> [S] float32, normalized, before the coefficient
+    sums: dict  # name -> [S] float32, before the normalizer
+    normalizers: object  # [S] float32
+    counts: dict  # name -> [S] float32: images, cells, objects, claims, positives, negatives, ignored
+    coefficients: dict  # name of the part -> float
+
+    def part(self, name: str):
+        """One part over all scales, before its coefficient: a scalar."""
+        return ops.sum(self.parts[name])
+
+
+@keras.saving.register_keras_serializable("multigrid")
+class MultiGridLoss:
+    """Localization, objectness, anchor and classification of cells against boxes.
+
+    Args:
+        anchors: [scales, A, 2] nested numbers, (width, height) in input pixels, coarse to fine.
+        strides: pixels a cell of each scale.
+        num_classes: C.
+        offset_activation: how the detector's offset logits are read, see `geometry.cells.offset`.
+        assignment: which of the nine cells answer for an object, see `losses.targets.encode`.
+        localization: "ciou", "diou", "giou" or "mse".
+        classification: "bce", "softmax" or "focal".
+        anchor: "softmax" or "bce".
+        label_smoothing: of the classes.
+        class_weights: C numbers that multiply the classification of their class, or None for all 1.
+        focal_gamma: exponent of "focal".
+        focal_alpha: weight of the true class in "focal".
+        iou_power: objectness is trained towards IoU ** iou_power of the predicted box; 0 makes the target 1.
+        iou_blend: share of that in the target; the rest of it is 1.
+        ignore_threshold: a cell without an object whose box overlaps one by more than this IoU is left alone.
+        loss_normalization: any of "batch" (images), "positives" (cells that answer) and "grid" (all cells of the
+            batch), or a list, which multiplies; counted for each scale, never less than 1.
+        coord_scale: coefficient of localization.
+        object_scale: coefficient of the objectness of cells that answer for an object.
+        no_object_scale: coefficient of the objectness of the others.
+        anchor_scale: coefficient of the choice of anchor.
+        class_scale: coefficient of classification.
+    """
+
+    def __init__(
+        self,
+        anchors,
+        num_classes: int,
+        *,
+        strides=(32, 16, 8),
+        offset_activation: str = "sigmoid",
+        assignment: str = DEFAULTS.assignment,
+        localization: str = DEFAULTS.localization,
+        classification: str = DEFAULTS.classification,
+        anchor: str = DEFAULTS.anchor,
+        label_smoothing: float = DEFAULTS.label_smoothing,
+        class_weights=None,
+        focal_gamma: float = DEFAULTS.focal_gamma,
+        focal_alpha: float = DEFAULTS.focal_alpha,
+        iou_power: float = DEFAULTS.iou_power,
+        iou_blend: float = DEFAULTS.iou_blend,
+        ignore_threshold: float = DEFAULTS.ignore_threshold,
+        loss_normalization=DEFAULTS.loss_normalization,
+        coord_scale: float = DEFAULTS.coord_scale,
+        object_scale: float = DEFAULTS.object_scale,
+        no_object_scale: float = DEFAULTS.no_object_scale,
+        anchor_scale: float = DEFAULTS.anchor_scale,
+        class_scale: float = DEFAULTS.class_scale,
+    ):
+        self.anchors = [[[float(side) for side in pair] for pair in scale] for scale in anchors]
+        self.num_classes = num_classes
+        self.strides = tuple(strides)
+        self.offset_activation = offset_activation
+        self.assignment = _known("assignment", assignment, targets.ASSIGNMENTS)
+        self.localization = _known("localization", localization, components.LOCALIZATIONS)
+        self.classification = _known("classification", classification, components.CLASSIFICATIONS)
+        self.anchor = _known("anchor", anchor, components.ANCHORS)
+        self.label_smoothing = label_smoothing
+        self.class_weights = _class_weights(class_weights, num_classes)
+        self.focal_gamma, self.focal_alpha = focal_gamma, focal_alpha
+        self.iou_power, self.iou_blend = iou_power, iou_blend
+        self.ignore_threshold = ignore_threshold
+        words = (loss_normalization,) if isinstance(loss_normalization, str) else tuple(loss_normalization)
+        self.loss_normalization = tuple(_known("loss_normalization", word, NORMALIZERS) for word in words)
+        self.coord_scale = coord_scale
+        self.object_scale = object_scale
+        self.no_object_scale = no_object_scale
+        self.anchor_scale = anchor_scale
+        self.class_scale = class_scale
+
+    @property
+    def coefficients(self) -> dict:
+        """The five tunable scales, by the part that each multiplies."""
+        return {part: getattr(self, scale) for part, scale in PARTS.items()}
+
+    def __call__(self, y_true, y_pred):
+        """The total loss.
+
+        Args:
+            y_true: {"boxes": [B, M, 4] corners in input pixels, "classes": [B, M] int, -1 for padding}.
+            y_pred: list of [B, rows, columns, 5 + A + C] raw grids, coarse to fine.
+
+        Returns:
+            Scalar float32.
+        """
+        return self.breakdown(self.encode(y_true, y_pred), y_pred).total
+
+    def encode(self, y_true, outputs) -> targets.Targets:
+        """Finds the cells that answer for each box; arguments as for `__call__`."""
+        layout = cell_geometry.layout_of(outputs, self.strides)
+        predicted = None
+        if self.assignment == "best":
+            channels = self._split(cell_geometry.flatten(outputs))
+            predicted = ops.stop_gradient(self._decode(channels, layout))
+        return targets.encode(y_true["boxes"], y_true["classes"], layout, self.anchors, self.assignment, predicted)
+
+    def breakdown(self, encoded: targets.Targets, outputs) -> LossBreakdown:
+        """Every part of the loss, per scale, and their weighted total.
+
+        Args:
+            encoded: the targets of this batch.
+            outputs: list of [B, rows, columns, 5 + A + C] raw grids, coarse to fine.
+
+        Returns:
+            A `LossBreakdown`, float32 whatever the dtype of the outputs.
+        """
+        layout = cell_geometry.layout_of(outputs, self.strides)
+        cells = cell_geometry.flatten(outputs)
+        channels = self._split(cells)
+        predicted = ops.stop_gradient(self._decode(channels, layout))
+        positive_cell = targets.positive_cells(encoded, layout)
+        ignored_cell = self._ignored(predicted, encoded) & ~positive_cell
+        sums = self._sums_over_claims(cells, predicted, encoded, layout)
+        negative_cell = ~positive_cell & ~ignored_cell
+        empty_logits = ops.where(negative_cell, channels.objectness, 0.0)
+        nothing = ops.where(negative_cell, components.objectness(empty_logits, 0.0), 0.0)
+        sums["no_object"] = _by_scale_of_cells(nothing, layout)
+        counts = _count(encoded, layout, negative_cell, ignored_cell)
+        normalizers = self._normalizers(counts)
+        parts = {name: sums[name] / normalizers for name in PARTS}
+        total = sum(self.coefficients[name] * ops.sum(parts[name]) for name in PARTS)
+        return LossBreakdown(total, parts, sums, normalizers, counts, self.coefficients)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments, as plain values."""
+        names = ("anchors", "num_classes", "strides", "offset_activation", "assignment", "localization")
+        names += ("classification", "anchor", "label_smoothing", "class_weights", "focal_gamma", "focal_alpha")
+        names += ("iou_power", "iou_blend", "ignore_threshold", "loss_normalization", *PARTS.values())
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "MultiGridLoss":
+        """The inverse of `get_config`."""
+        return cls(**config)
+
+    def _split(self, cells):
+        return cell_geometry.split_channels(cells, len(self.anchors[0]))
+
+    def _decode(self, channels, layout):
+        return cell_geometry.decode_boxes(channels, layout, self.anchors, self.offset_activation)
+
+    def _ignored(self, predicted, encoded):
+        """Cells whose predicted box overlaps a true one too much to be called empty: [B, N] bool."""
+        true_boxes = ops.where((encoded.classes >= 0)[..., None], encoded.boxes, 0.0)
+        return ops.any(
+            box_geometry.overlaps(predicted[:, :, None], true_boxes[:, None], self.ignore_threshold), axis=-1
+        )
+
+    def _sums_over_claims(self, cells, predicted, encoded, layout) -> dict:
+        """Sums over the positive cells of each scale of the parts that only they have: name -> [S]."""
+        won = encoded.positive
+        claimed_cells = targets.gather_cells(cells, encoded.cell)
+        # select before the arithmetic: a NaN in a cell that answers for nothing must not reach the sums
+        raw = self._split(ops.where(won[..., None], claimed_cells, 0.0))
+        values = {
+            "localization": self._localization(raw, encoded, layout),
+            "object": components.objectness(raw.objectness, self._quality(predicted, encoded)),
+            "anchor": components.anchor(self.anchor, raw.anchor, _nine(encoded.anchor)),
+            "classification": self._classification(raw.classes, encoded),
+        }
+        in_scale = ops.one_hot(encoded.scale, len(self.strides))
+        return {
+            name: ops.einsum("bmk,bms->s", ops.where(won, value, 0.0), in_scale) for name, value in values.items()
+        }
+
+    def _localization(self, raw, encoded, layout):
+        offsets = cell_geometry.offset(raw.xy, self.offset_activation)
+        cell_xy = ops.take(layout.xy, encoded.cell, axis=0)
+        stride = ops.take(layout.stride, encoded.cell, axis=0)
+        table = ops.reshape(ops.convert_to_tensor(self.anchors, "float32"), (-1, 2))
+        matched = ops.take(table, encoded.scale * len(self.anchors[0]) + encoded.anchor, axis=0)
+        decoded = cell_geometry.cell_boxes(offsets, raw.wh, cell_xy, stride, matched[:, :, None])
+        true_boxes = ops.broadcast_to(encoded.boxes[:, :, None], ops.shape(decoded))
+        unit = ops.convert_to_tensor([0.0, 0.0, 1.0, 1.0])
+        won = encoded.positive[..., None]
+        code = ops.concatenate([offsets, raw.wh], axis=-1)
+        true_code = ops.concatenate([encoded.offset, _like_nine(encoded.log_size, encoded.offset)], axis=-1)
+        return components.localization(
+            self.localization, ops.where(won, decoded, unit), ops.where(won, true_boxes, unit), code, true_code
+        )
+
+    def _quality(self, predicted, encoded):
+        """What objectness should say: 1, or the IoU that the cell's box has at this moment."""
+        if self.iou_power == 0.0 or self.iou_blend == 0.0:
+            return ops.ones_like(encoded.offset[..., 0])
+        overlap = box_geometry.iou(targets.gather_cells(predicted, encoded.cell), encoded.boxes[:, :, None])
+        overlap = ops.where(encoded.positive, overlap, 1.0)
+        return ops.stop_gradient(1.0 - self.iou_blend + self.iou_blend * overlap**self.iou_power)
+
+    def _classification(self, logits, encoded):
+        index = ops.maximum(encoded.classes, 0)
+        values = components.classification(
+            self.classification, logits, _nine(index), self.label_smoothing, self.focal_gamma, self.focal_alpha
+        )
+        if self.class_weights is None:
+            return values
+        return values * ops.take(ops.convert_to_tensor(self.class_weights, "float32"), index, axis=0)[..., None]
+
+    def _normalizers(self, counts):
+        factors = {"batch": counts["images"], "positives": counts["positives"], "grid": counts["cells"]}
+        product = ops.ones_like(counts["images"])
+        for word in self.loss_normalization:
+            product = product * ops.maximum(factors[word], 1.0)
+        return product
+
+
+def _count(encoded, layout, negative_cell, ignored_cell) -> dict:
+    """How many there are of each, by scale: name -> [S] float32; `cells` over the whole batch."""
+    in_scale = ops.one_hot(encoded.scale, len(layout.strides))
+    valid = ops.cast(encoded.classes >= 0, "float32")
+    images = ops.cast(ops.shape(encoded.boxes)[0], "float32")
+    cells = ops.cast(ops.stack([rows * columns for rows, columns in layout.shapes]), "float32")
+    return {
+        "images": images * ops.ones_like(cells),
+        "cells": images * cells,
+        "objects": ops.einsum("bm,bms->s", valid, in_scale),
+        "claims": ops.einsum("bmk,bms->s", ops.cast(encoded.claimed, "float32"), in_scale),
+        "positives": ops.einsum("bmk,bms->s", ops.cast(encoded.positive, "float32"), in_scale),
+        "negatives": _by_scale_of_cells(ops.cast(negative_cell, "float32"), layout),
+        "ignored": _by_scale_of_cells(ops.cast(ignored_cell, "float32"), layout),
+    }
+
+
+def _by_scale_of_cells(values, layout):
+    """[B, N] of cells -> [S] sums."""
+    starts = layout.first_cells
+    return ops.stack([ops.sum(values[:, a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)])
+
+
+def _nine(per_object):
+    """[B, M] -> [B, M, 9]."""
+    return ops.repeat(per_object[..., None], len(cell_geometry.NEIGHBOURHOOD), axis=-1)
+
+
+def _like_nine(per_object, claims):
+    """[B, M, 2] -> [B, M, 9, 2]."""
+    return ops.broadcast_to(per_object[:, :, None], ops.shape(claims))
+
+
+def _known(name, word, known):
+    if word not in known:
+        raise ValueError(f"{name}: expected one of {', '.join(known)}, received {word!r}")
+    return word
+
+
+def _class_weights(weights, num_classes):
+    if weights is None:
+        return None
+    weights = [float(weight) for weight in weights]
+    if len(weights) != num_classes:
+        raise ValueError(f"class_weights: expected {num_classes} numbers, one a class, received {len(weights)}")
+    return weights

@@ -1,0 +1,190 @@
+"""The one encoder: which cells answer for which object, and what they should say.
+
+Every object belongs to the scale and anchor that fit its size best; there up to nine cells, its own and the eight
+around it, claim it. A claim is a slot [image, object, one of nine]; what a cell should predict is kept with the claim,
+not in a grid, so the cost grows with the number of objects and hardly with the number of cells and classes.
+"""
+
+from typing import NamedTuple
+
+from keras import ops
+
+from multigrid.geometry import boxes as box_geometry
+from multigrid.geometry import cells as cell_geometry
+
+ASSIGNMENTS = ("inside", "paper", "single", "best")
+BEST_CELLS = 4  # how many of the nine `best` keeps
+
+
+class Targets(NamedTuple):
+    """Claims of cells on objects, padded: B images, M objects, 9 claims an object, N cells over all scales."""
+
+    boxes: object  # [B, M, 4] float32 corners in input pixels
+    classes: object  # [B, M] int32, -1 for padding
+    scale: object  # [B, M] int32
+    anchor: object  # [B, M] int32, within the scale
+    log_size: object  # [B, M, 2] float32, ln(size / matched anchor)
+    cell: object  # [B, M, 9] int32, index into the image's N cells
+    offset: object  # [B, M, 9, 2] float32 (x, y) in cells, from the claiming cell's corner, in [-1, 2]
+    claimed: object  # [B, M, 9] bool, before collisions
+    positive: object  # [B, M, 9] bool, the claims that won their cell
+
+
+def encode(boxes, classes, layout, anchors_wh, assignment="inside", predicted_boxes=None) -> Targets:
+    """Finds the cells that answer for each object.
+
+    Args:
+        boxes: [B, M, 4] float corners in input pixels.
+        classes: [B, M] int, -1 for padding.
+        layout: `CellLayout` of the output grids.
+        anchors_wh: [scales, A, 2] float, (width, height) in input pixels, coarse to fine.
+        assignment: "paper": all nine cells; "single": the object's own; "inside": its own and those neighbours whose
+            centre lies inside the box; "best": the four of the nine whose predicted box fits best at this moment.
+        predicted_boxes: [B, N, 4] float corners, every cell's present prediction; "best" needs it.
+
+    Returns:
+        `Targets`. Where two objects want one cell it goes to the one whose centre lies in it, else to the nearer
+        centre, else to the smaller box.
+    """
+    boxes, classes = ops.cast(boxes, "float32"), ops.cast(classes, "int32")
+    center, size = box_geometry.centers_and_sizes(boxes)
+    valid = (classes >= 0) & ops.all(size > 0.0, axis=-1)
+    size = ops.where(valid[..., None], size, 1.0)
+    scale, anchor, log_size = _match(size, anchors_wh)
+    stride = ops.take(ops.convert_to_tensor(layout.strides, "float32"), scale, axis=0)
+    cell_xy, cell, exists = _nine_cells(center / stride[..., None], scale, layout)
+    offsets = (center / stride[..., None])[:, :, None] - cell_xy
+    claimed = exists & valid[..., None]
+    claimed = claimed & _rule(assignment, boxes, cell_xy, cell, offsets, stride, predicted_boxes, claimed)
+    positive = _settle(claimed, cell, offsets, ops.prod(size, axis=-1), layout)
+    return Targets(boxes, classes, scale, anchor, log_size, cell, offsets, claimed, positive)
+
+
+def gather_cells(values, cell):
+    """Values of the claimed cells.
+
+    Args:
+        values: [B, N, ...] of every cell.
+        cell: [B, M, 9] int32 indices into N.
+
+    Returns:
+        [B, M, 9, ...].
+    """
+    shape = ops.shape(values)
+    flat = ops.reshape(values, (-1, *values.shape[2:]))
+    return ops.take(flat, _across_batch(cell, shape[1]), axis=0)
+
+
+def positive_cells(targets: Targets, layout):
+    """Which of all cells answer for an object: [B, N] bool."""
+    return _any_by_cell(targets.positive, targets.cell, layout)
+
+
+def target_grids(targets: Targets, layout, anchors_per_scale: int, num_classes: int) -> list:
+    """The targets laid out as the outputs are, for pictures and for checks; training does not need them.
+
+    Args:
+        targets: what `encode` returned.
+        layout: the layout it was encoded for.
+        anchors_per_scale: A.
+        num_classes: C.
+
+    Returns:
+        List of [B, rows, columns, 5 + A + C] float32, coarse to fine: offset, log size, 1, one-hot anchor and one-hot
+        class in the positive cells, 0 elsewhere.
+    """
+    nine = (1, 1, len(cell_geometry.NEIGHBOURHOOD), 1)
+    per_object = ops.concatenate(
+        [
+            targets.log_size,
+            ops.ones_like(targets.log_size[..., :1]),
+            ops.one_hot(targets.anchor, anchors_per_scale),
+            ops.one_hot(targets.classes, num_classes),
+        ],
+        axis=-1,
+    )
+    values = ops.concatenate([targets.offset, ops.tile(per_object[:, :, None], nine)], axis=-1)
+    values = ops.where(targets.positive[..., None], values, 0.0)
+    batch, total, channels = ops.shape(targets.boxes)[0], layout.first_cells[-1], 5 + anchors_per_scale + num_classes
+    index = ops.reshape(_across_batch(targets.cell, total), (-1,))
+    summed = ops.segment_sum(ops.reshape(values, (-1, channels)), index, num_segments=batch * total)
+    return cell_geometry.unflatten(ops.reshape(summed, (batch, total, channels)), layout)
+
+
+def _match(size, anchors_wh):
+    """Best (scale, anchor) of all scales by IoL, and ln(size / anchor)."""
+    anchors_wh = ops.convert_to_tensor(anchors_wh, "float32")
+    per_scale = anchors_wh.shape[1]
+    table = ops.reshape(anchors_wh, (-1, 2))
+    best = ops.cast(ops.argmax(box_geometry.iol(size, table), axis=-1), "int32")
+    return best // per_scale, best % per_scale, ops.log(size / ops.take(table, best, axis=0))
+
+
+def _nine_cells(center, scale, layout):
+    """The 3×3 cells around centres [B, M, 2] in cells: (column, row), index among all cells, and whether they exist."""
+    shapes = ops.take(ops.convert_to_tensor([[c, r] for r, c in layout.shapes], "int32"), scale, axis=0)
+    own = ops.clip(ops.cast(ops.floor(center), "int32"), 0, shapes - 1)
+    around = own[:, :, None] + ops.convert_to_tensor(cell_geometry.NEIGHBOURHOOD, "int32")
+    limit = shapes[:, :, None]
+    exists = ops.all((around >= 0) & (around < limit), axis=-1)
+    inside = ops.clip(around, 0, limit - 1)
+    first = ops.take(ops.convert_to_tensor(layout.first_cells[:-1], "int32"), scale, axis=0)
+    index = first[..., None] + inside[..., 1] * limit[..., 0] + inside[..., 0]
+    return ops.cast(around, "float32"), index, exists
+
+
+def _rule(assignment, boxes, cell_xy, cell, offsets, stride, predicted_boxes, claimed):
+    """Which of the nine cells the assignment lets claim: [B, M, 9] bool."""
+    own = ops.convert_to_tensor([k == cell_geometry.OWN_CELL for k in range(len(cell_geometry.NEIGHBOURHOOD))])
+    if assignment == "paper":
+        return ops.ones_like(claimed)
+    if assignment == "single":
+        return ops.broadcast_to(own, ops.shape(claimed))
+    if assignment == "inside":
+        point = (cell_xy + 0.5) * stride[..., None, None]
+        low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]
+        return own | ops.all((point > low) & (point < high), axis=-1)
+    if assignment == "best":
+        return _best_of_nine(boxes, cell, offsets, predicted_boxes, claimed)
+    raise ValueError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, received {assignment!r}")
+
+
+def _best_of_nine(boxes, cell, offsets, predicted_boxes, claimed):
+    if predicted_boxes is None:
+        raise ValueError('assignment "best": expected predicted_boxes, received None')
+    overlap = box_geometry.iou(gather_cells(predicted_boxes, cell), boxes[:, :, None])
+    distance = ops.sum((offsets - 0.5) ** 2, axis=-1)
+    fit = ops.where(claimed, (overlap + 0.05) * ops.exp(-0.3 * distance), -1.0)
+    return ops.stop_gradient(fit) >= ops.top_k(fit, BEST_CELLS)[0][..., -1:]
+
+
+def _settle(claimed, cell, offsets, area, layout):
+    """Leaves each cell to one claim: centre in the cell, else nearer, else smaller box, else the earlier object."""
+    outside = ops.any((offsets < 0.0) | (offsets >= 1.0), axis=-1)
+    nearness = -ops.sum((offsets - 0.5) ** 2, axis=-1) - ops.where(outside, 100.0, 0.0)
+    smallness = ops.broadcast_to(-area[..., None], ops.shape(claimed))
+    earliness = ops.broadcast_to(-ops.arange(ops.shape(area)[1], dtype="float32")[None, :, None], ops.shape(claimed))
+    for merit in (nearness, smallness, earliness):
+        claimed = claimed & (merit >= _best_by_cell(ops.where(claimed, merit, -1e30), cell, layout))
+    return claimed
+
+
+def _best_by_cell(merit, cell, layout):
+    """The highest merit among all claims on the same cell, for each claim."""
+    total = layout.first_cells[-1]
+    index = ops.reshape(_across_batch(cell, total), (-1,))
+    best = ops.segment_max(ops.reshape(merit, (-1,)), index, num_segments=ops.shape(merit)[0] * total)
+    return ops.reshape(ops.take(best, index, axis=0), ops.shape(merit))
+
+
+def _any_by_cell(claims, cell, layout):
+    total, batch = layout.first_cells[-1], ops.shape(claims)[0]
+    index = ops.reshape(_across_batch(cell, total), (-1,))
+    count = ops.segment_sum(ops.cast(ops.reshape(claims, (-1,)), "float32"), index, num_segments=batch * total)
+    return ops.reshape(count > 0.0, (batch, total))
+
+
+def _across_batch(cell, total):
+    """Indices into an image's cells -> indices into the cells of the whole batch."""
+    batch = ops.arange(ops.shape(cell)[0], dtype="int32")
+    return batch[:, None, None] * total + cell

@@ -1,0 +1,70 @@
+"""Pictures of a run: what the network was shown, and what it says beside the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+from keras import ops
+
+from multigrid.data.images import read_image
+from multigrid.evaluation.pictures import class_colour, contact_sheet, draw_boxes, draw_cells, save_image
+from multigrid.geometry import cells as cell_geometry
+
+COLUMNS = 4
+MOST = 8  # images on a sheet
+
+
+def save_training_batch(path, data, detector, class_names) -> None:
+    """Draws the first batch with its boxes and, tinted, the cells that answer for them.
+
+    Args:
+        path: of the picture.
+        data: a dataset of batches.
+        detector: whose criterion assigns the cells.
+        class_names: one a class.
+    """
+    images, truth = data[0]
+    images, truth = images[:MOST], {name: values[:MOST] for name, values in truth.items()}
+    drawn = []
+    for row, cells in enumerate(_answering_cells(images, truth, detector)):
+        objects = np.flatnonzero(truth["classes"][row] >= 0)
+        labels = [class_names[index] for index in truth["classes"][row][objects]]
+        colours = [class_colour(index) for index in truth["classes"][row][objects]]
+        tinted = images[row]
+        for number, colour in zip(objects, colours, strict=True):
+            tinted = draw_cells(tinted, cells[number], colours=colour)
+        drawn.append(draw_boxes(tinted, truth["boxes"][row][objects], labels, colours))
+    save_image(path, contact_sheet(drawn, COLUMNS))
+
+
+def save_predictions(path, predictor, samples) -> None:
+    """Draws truth (left) beside predictions (right) for samples spread over a set.
+
+    Args:
+        path: of the picture.
+        predictor: a `Predictor`.
+        samples: labelled images.
+    """
+    chosen = [samples[index] for index in np.unique(np.linspace(0, len(samples) - 1, MOST).astype(int))]
+    drawn, captions = [], []
+    for sample, found in zip(chosen, predictor.stream(sample.path for sample in chosen), strict=True):
+        image = read_image(sample.path)
+        names = [predictor.class_names[index] for index in sample.classes]
+        drawn.append(draw_boxes(image, sample.boxes, names, [class_colour(index) for index in sample.classes]))
+        labels = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
+        drawn.append(draw_boxes(image, found.boxes, labels, [class_colour(index) for index in found.class_ids]))
+        captions += ["truth", "predicted"]
+    save_image(path, contact_sheet(drawn, COLUMNS, captions))
+
+
+def _answering_cells(images, truth, detector) -> list:
+    """For each image and object [M] the corners of the cells that answer for it, in input pixels."""
+    outputs = detector(images, training=False)
+    layout = cell_geometry.layout_of(outputs, detector.strides)
+    targets = detector.criterion.encode(truth, outputs)
+    xy, stride = (ops.convert_to_numpy(values) for values in (layout.xy, layout.stride))
+    cell, positive = (ops.convert_to_numpy(values) for values in (targets.cell, targets.positive))
+    corners = np.concatenate([xy, xy + 1], axis=1) * stride[:, None]
+    return [
+        [corners[cell[row, number][positive[row, number]]] for number in range(cell.shape[1])]
+        for row in range(len(images))
+    ]

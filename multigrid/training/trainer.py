@@ -1,0 +1,192 @@
+"""MultiGridTrainer: a config becomes data, a detector, and a run folder with what training left."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+
+import keras
+
+from multigrid import assembly
+from multigrid.config import Config
+from multigrid.errors import InputError
+from multigrid.evaluation.run import evaluate
+from multigrid.models.weights import load_weights
+from multigrid.training import callbacks as watch
+from multigrid.training import snapshots
+from multigrid.training.optimizers import build_optimizer, warmup_cosine
+
+
+class MultiGridTrainer:
+    """Trains a detector as a config says.
+
+    Every part may be the caller's own: hand it over, or set the attribute before the step that would build it.
+
+    Args:
+        config: a checked `Config`.
+        name: of the run; the run folder is `runs/<name>-N` where the config names none.
+        detector: a `MultiGridDetector` to train instead of the config's.
+        train_data: a `keras.utils.PyDataset` of batches instead of the config's.
+        val_data: likewise, to validate on.
+        callbacks: more Keras callbacks.
+
+    Attributes:
+        vocabulary: class names and anchors, after `build_data`.
+        samples: {"train": […], "val": […]}, after `build_data`.
+        run_dir: the run folder, after `train`.
+    """
+
+    def __init__(self, config: Config, *, name="train", detector=None, train_data=None, val_data=None, callbacks=()):
+        self.config, self.name = config, name
+        self.detector, self.train_data, self.val_data = detector, train_data, val_data
+        self.callbacks = list(callbacks)
+        self.vocabulary = None
+        self.samples = {}
+        self.run_dir = None
+
+    def build_data(self):
+        """Reads labels and makes the generators.
+
+        Returns:
+            (train_data, val_data); val_data is None where the config has no validation labels.
+
+        Raises:
+            InputError: labels, images, classes or anchors that cannot be used.
+        """
+        config = self.config
+        self.vocabulary = assembly.read_vocabulary(config)
+        if self.train_data is None:
+            self.samples["train"] = assembly.read_split(config, "train", self.vocabulary.class_names)
+            assembly.warn_about_anchors(config, self.vocabulary.anchors, self.samples["train"])
+            self.train_data = assembly.build_generator(config, self.samples["train"], training=True)
+        if self.val_data is None and config.data.val is not None:
+            self.samples["val"] = assembly.read_split(config, "val", self.vocabulary.class_names)
+            self.val_data = assembly.build_generator(config, self.samples["val"], training=False)
+        return self.train_data, self.val_data
+
+    def build_model(self):
+        """Makes the detector and compiles it.
+
+        Returns:
+            The compiled `MultiGridDetector`.
+
+        Raises:
+            InputError: weights that do not fit.
+        """
+        if self.train_data is None:
+            self.build_data()
+        if self.detector is None:
+            criterion = assembly.build_criterion(self.config, self.vocabulary, self.samples.get("train", ()))
+            self.detector = assembly.build_detector(self.config, self.vocabulary, criterion)
+        training = self.config.training
+        steps = len(self.train_data) * training.epochs
+        optimizer = build_optimizer(
+            training.optimizer,
+            warmup_cosine(
+                training.learning_rate,
+                steps=steps,
+                warmup_steps=min(round(training.warmup_epochs * len(self.train_data)), steps - 1),
+                final_fraction=training.final_learning_rate_fraction,
+            ),
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+            max_grad_norm=training.max_grad_norm,
+            ema=training.ema,
+        )
+        jit_compile = self.detector.prefers_xla if training.jit_compile == "auto" else training.jit_compile
+        self.detector.compile(optimizer, jit_compile=jit_compile)
+        return self.detector
+
+    def train(self) -> keras.callbacks.History:
+        """Trains to the end and leaves the best weights in the detector.
+
+        Returns:
+            Keras' History; `run_dir` holds the rest.
+
+        Raises:
+            InputError: bad data or weights, or a run folder that is in use; nothing is written then.
+            NonFiniteLoss: the loss is no longer a number.
+        """
+        if self.train_data is None:
+            self.build_data()
+        if self.detector is None or not self.detector.compiled:
+            self.build_model()
+        self.run_dir = self._new_run_dir()
+        self.config.save(self.run_dir / "config.yaml")
+        snapshots.save_training_batch(self.run_dir / "train_batch.jpg", self.train_data, self.detector, self._names())
+        history = self.detector.fit(
+            self.train_data,
+            validation_data=self.val_data,
+            epochs=self.config.training.epochs,
+            shuffle=False,  # the generator has its own, seeded order
+            callbacks=self._callbacks(),
+            verbose=0,
+        )
+        load_weights(self.detector, self.run_dir / "weights" / "best.weights.h5")
+        if self.samples.get("val"):
+            predictor = assembly.build_predictor(self.config, self.detector, self._names(), evaluating=False)
+            snapshots.save_predictions(self.run_dir / "predictions.jpg", predictor, self.samples["val"])
+        return history
+
+    def evaluate(self, split: str = "val", progress=iter):
+        """COCO metrics of the detector as it is on "val" or "test": an `Evaluation`."""
+        if split not in self.samples:
+            self.vocabulary = self.vocabulary or assembly.read_vocabulary(self.config)
+            self.samples[split] = assembly.read_split(self.config, split, self._names())
+        predictor = assembly.build_predictor(self.config, self.detector, self._names(), evaluating=True)
+        return evaluate(predictor, self.samples[split], self._names(), progress)
+
+    def _names(self):
+        return self.vocabulary.class_names
+
+    def _callbacks(self) -> list:
+        """In the order in which they act when an epoch ends: figures first, then who reads them."""
+        training, folder = self.config.training, self.run_dir
+        measured = bool(self.samples.get("val"))
+        monitor = "val_mAP" if measured else "val_loss" if self.val_data is not None else "loss"
+        mode = "max" if measured else "min"
+        weights = {"save_weights_only": True}
+        chosen = [watch.StopOnNonFinite(self.train_data), watch.OptimizerFigures()]
+        if training.ema is not None:
+            chosen.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
+        if measured:
+            predictor = assembly.build_predictor(self.config, self.detector, self._names(), evaluating=True)
+            chosen.append(
+                watch.ValidationMetrics(
+                    lambda: evaluate(predictor, self.samples["val"], self._names()).metrics, training.validate_every
+                )
+            )
+        best = folder / "weights" / "best.weights.h5"
+        chosen += [
+            keras.callbacks.ModelCheckpoint(best, monitor=monitor, mode=mode, save_best_only=True, **weights),
+            keras.callbacks.ModelCheckpoint(folder / "weights" / "last.weights.h5", **weights),
+            keras.callbacks.CSVLogger(folder / "results.csv"),
+            keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
+            watch.EpochLines(),
+        ]
+        if training.early_stopping is not None:
+            patience = training.early_stopping * (training.validate_every if measured else 1)
+            chosen.append(keras.callbacks.EarlyStopping(monitor, mode=mode, patience=patience))
+        return chosen + self.callbacks
+
+    def _new_run_dir(self) -> pathlib.Path:
+        """Makes the run folder: the one the config names, if it is free, or the next `runs/<name>-N`."""
+        if self.config.output.dir is not None:
+            folder = pathlib.Path(self.config.output.dir)
+            if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+                raise InputError(f"output.dir: expected a new or empty folder, received {folder}, which is in use")
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = _next_folder(pathlib.Path("runs"), self.name)
+        (folder / "weights").mkdir()
+        return folder
+
+
+def _next_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        with contextlib.suppress(FileExistsError):
+            (parent / f"{name}-{number}").mkdir()
+            return parent / f"{name}-{number}"
+        number += 1
