@@ -35,6 +35,7 @@ __all__ = [
     "ConfigLoader",
     "DataConfig",
     "DetectionConfig",
+    "LOSS_PARTS",
     "LossConfig",
     "ModelConfig",
     "OutputConfig",
@@ -45,6 +46,15 @@ __all__ = [
 
 STRIDE = 32
 SHAPES = "shapes"
+
+# The parts of the loss, by the name they have in logs, results and the probe, and the key that multiplies each.
+LOSS_PARTS = {
+    "localization": "coord_scale",
+    "object": "object_scale",
+    "no_object": "no_object_scale",
+    "anchor": "anchor_scale",
+    "classification": "class_scale",
+}
 
 # ---------------------------------------------------------------------------------------------- types of values
 

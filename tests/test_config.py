@@ -37,6 +37,7 @@ def problems(path, *overrides) -> list[str]:
     first, *rest = str(caught.value).replace(f"{pathlib.Path(path).parent}{os.sep}", "").split("\n")
     if not rest:
         return [first]
+    assert len(rest) > 1
     assert first == f"{len(rest)} problems in the configuration:"
     return rest
 
@@ -80,6 +81,7 @@ def test_the_config_is_frozen():
     [
         ("1e-4", 1e-4),
         ("1E+2", 100.0),
+        ("3e0", 3.0),
         ("2.5e-3", 2.5e-3),
         (".5", 0.5),
         ("5.", 5.0),
@@ -216,6 +218,7 @@ def test_a_step_without_a_name_is_named_with_its_line(write, text, place):
         ("training.epoch", "training.epochs"),
         ("training.learning_rte", "training.learning_rate"),
         ("learning_rate", "training.learning_rate"),
+        ("learning_rte", "training.learning_rate"),
         ("training.coord_scale", "loss.coord_scale"),
         ("data.shapes.sed", "data.shapes.seed"),
         ("trainig.epoch", "training.epochs"),

@@ -8,22 +8,13 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from multigrid.config import LossConfig
+from multigrid.config import LOSS_PARTS, LossConfig
 from multigrid.geometry import boxes as box_geometry
 from multigrid.geometry import cells as cell_geometry
 from multigrid.losses import components, targets
 
 DEFAULTS = LossConfig()
 NORMALIZERS = ("batch", "positives", "grid")
-
-# each part of the loss, by the name it has in logs, results and the probe, and the coefficient that multiplies it
-PARTS = {
-    "localization": "coord_scale",
-    "object": "object_scale",
-    "no_object": "no_object_scale",
-    "anchor": "anchor_scale",
-    "classification": "class_scale",
-}
 
 
 class LossBreakdown(NamedTuple):
@@ -119,7 +110,7 @@ class MultiGridLoss:
     @property
     def coefficients(self) -> dict:
         """The five tunable scales, by the part that each multiplies."""
-        return {part: getattr(self, scale) for part, scale in PARTS.items()}
+        return {part: getattr(self, scale) for part, scale in LOSS_PARTS.items()}
 
     def __call__(self, y_true, y_pred):
         """The total loss.
@@ -165,15 +156,15 @@ class MultiGridLoss:
         sums["no_object"] = _by_scale_of_cells(nothing, layout)
         counts = _count(encoded, layout, negative_cell, ignored_cell)
         normalizers = self._normalizers(counts)
-        parts = {name: sums[name] / normalizers for name in PARTS}
-        total = sum(self.coefficients[name] * ops.sum(parts[name]) for name in PARTS)
+        parts = {name: sums[name] / normalizers for name in LOSS_PARTS}
+        total = sum(self.coefficients[name] * ops.sum(parts[name]) for name in LOSS_PARTS)
         return LossBreakdown(total, parts, sums, normalizers, counts, self.coefficients)
 
     def get_config(self) -> dict:
         """The constructor's arguments, as plain values."""
         names = ("anchors", "num_classes", "strides", "offset_activation", "assignment", "localization")
         names += ("classification", "anchor", "label_smoothing", "class_weights", "focal_gamma", "focal_alpha")
-        names += ("iou_power", "iou_blend", "ignore_threshold", "loss_normalization", *PARTS.values())
+        names += ("iou_power", "iou_blend", "ignore_threshold", "loss_normalization", *LOSS_PARTS.values())
         return {name: getattr(self, name) for name in names}
 
     @classmethod

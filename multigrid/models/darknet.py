@@ -1,7 +1,7 @@
 """Darknet53: images in [0, 1] to three feature maps.
 
-Source: Redmon & Farhadi 2018, table 1, and the layer list of Darknet's own yolov3.cfg. At width and depth 1 the body has
-52 convolutions and 40,620,640 parameters.
+Source: Redmon & Farhadi 2018, table 1, and the layer list of Darknet's own yolov3.cfg. At width and depth 1 the body
+has 52 convolutions and 40,620,640 parameters.
 """
 
 import keras
@@ -41,8 +41,8 @@ def scaled(filters: int, width: float) -> int:
     return max(4, 2 * round(filters * width / 2))
 
 
-def convolution(x, filters: int, size: int, *, stride: int = 1, name: str):
-    """Convolution without bias, BatchNorm, LeakyReLU: Darknet's building brick."""
+def convolution(x, filters: int, size: int, *, stride: int = 1, name: str, gamma: str = "ones"):
+    """Convolution without bias, BatchNorm, LeakyReLU: Darknet's building brick. `gamma` starts the BatchNorm's scale."""
     if stride == 2:  # Darknet pads the upper left of an even-sided map; Keras' "same" would pad the lower right
         x = layers.ZeroPadding2D(((1, 0), (1, 0)), name=f"{name}_pad")(x)
     padding = "same" if stride == 1 else "valid"
@@ -55,7 +55,9 @@ def convolution(x, filters: int, size: int, *, stride: int = 1, name: str):
         kernel_initializer="he_normal",
         name=f"{name}_conv",
     )(x)
-    x = layers.BatchNormalization(epsilon=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM, name=f"{name}_bn")(x)
+    x = layers.BatchNormalization(
+        epsilon=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM, gamma_initializer=gamma, name=f"{name}_bn"
+    )(x)
     return layers.LeakyReLU(LEAKY_SLOPE, name=f"{name}_leaky")(x)
 
 
@@ -64,6 +66,7 @@ def _stage(x, filters, blocks, name):
     for block in range(1, blocks + 1):
         shortcut = x
         x = convolution(x, filters // 2, 1, name=f"{name}_block{block}_reduce")
-        x = convolution(x, filters, 3, name=f"{name}_block{block}_expand")
+        # a fresh block passes its input on: without statistics to normalize by, 23 blocks would blow the signal up
+        x = convolution(x, filters, 3, name=f"{name}_block{block}_expand", gamma="zeros")
         x = layers.Add(name=f"{name}_block{block}_add")([shortcut, x])
     return x

@@ -6,11 +6,12 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from multigrid.config import ModelConfig
+from multigrid.config import LOSS_PARTS, ModelConfig
 from multigrid.models.darknet import darknet53
 from multigrid.models.head import STRIDES, detection_grids, grid_name
 
 DEFAULTS = ModelConfig()
+COUNT_NAMES = ("objects", "positives", "ignored")  # an image
 
 
 @keras.saving.register_keras_serializable("multigrid")
@@ -66,7 +67,8 @@ class MultiGridDetector(keras.Model):
         self.backbone = backbone
         self.criterion = criterion
         self.parts_tracker = LossParts(STRIDES)
-        self._set_priors()
+        for stride in STRIDES:
+            self.get_layer(grid_name(stride)).bias.assign(self.initial_bias())
 
     @property
     def strides(self) -> tuple:
@@ -130,15 +132,13 @@ class MultiGridDetector(keras.Model):
             raise ValueError("criterion: expected a MultiGridLoss to train or evaluate with, received None")
         return self.criterion.breakdown(self.criterion.encode(y, y_pred), y_pred)
 
-    def _set_priors(self):
-        """Biases that make the first predictions the prior: objects are rare, and all classes equally likely."""
+    def initial_bias(self) -> np.ndarray:
+        """The bias every grid starts with, [5 + A + C] float32: objects are rare, and all classes equally likely."""
         first_class = 5 + len(self.anchors[0])
-        class_prior = 1.0 / max(2, self.num_classes)
-        for stride in STRIDES:
-            bias = np.zeros(first_class + self.num_classes, "float32")
-            bias[4] = _logit(self.objectness_prior)
-            bias[first_class:] = _logit(class_prior)
-            self.get_layer(grid_name(stride)).bias.assign(bias)
+        bias = np.zeros(first_class + self.num_classes, "float32")
+        bias[4] = _logit(self.objectness_prior)
+        bias[first_class:] = _logit(1.0 / max(2, self.num_classes))
+        return bias
 
 
 class LossParts(keras.metrics.Metric):
@@ -151,7 +151,7 @@ class LossParts(keras.metrics.Metric):
     def __init__(self, strides, name: str = "loss_parts"):
         super().__init__(name=name)
         self.strides = tuple(strides)
-        shape = (len(PART_NAMES), len(self.strides))
+        shape = (len(LOSS_PARTS), len(self.strides))
         self.sums = self.add_variable(shape, "zeros", name="sums")
         self.counts = self.add_variable((len(COUNT_NAMES), len(self.strides)), "zeros", name="counts")
         self.images = self.add_variable((), "zeros", name="images")
@@ -159,7 +159,7 @@ class LossParts(keras.metrics.Metric):
     def update_state(self, breakdown):
         """Adds a batch's `LossBreakdown`."""
         images = breakdown.counts["images"][0]
-        parts = ops.stack([breakdown.parts[name] for name in PART_NAMES])
+        parts = ops.stack([breakdown.parts[name] for name in LOSS_PARTS])
         self.sums.assign_add(ops.stop_gradient(parts) * images)
         self.counts.assign_add(ops.stack([breakdown.counts[name] for name in COUNT_NAMES]))
         self.images.assign_add(images)
@@ -169,17 +169,15 @@ class LossParts(keras.metrics.Metric):
         images = ops.maximum(self.images, 1.0)
         means, counts = self.sums / images, self.counts / images
         totals = ops.sum(means, axis=-1)
-        logs = {f"{name}_loss": totals[row] for row, name in enumerate(PART_NAMES)}
+        logs = {f"{name}_loss": totals[row] for row, name in enumerate(LOSS_PARTS)}
         logs["objectness_loss"] = logs["object_loss"] + logs["no_object_loss"]
-        for row, name in enumerate(PART_NAMES):
+        for row, name in enumerate(LOSS_PARTS):
             for column, stride in enumerate(self.strides):
                 logs[f"{name}_loss_{stride}"] = means[row, column]
         logs |= {name: ops.sum(counts[row]) for row, name in enumerate(COUNT_NAMES)}
         return logs
 
 
-PART_NAMES = ("localization", "object", "no_object", "anchor", "classification")
-COUNT_NAMES = ("objects", "positives", "ignored")  # an image
 
 
 def _logit(probability: float) -> float:

@@ -131,4 +131,4 @@ def _mismatch(path, model, wanted, stored, missing, misshapen) -> str:
 
 def _own_variables(layer) -> list:
     """The variables that a layer owns itself; a nested model owns none."""
-    return [] if isinstance(layer, keras.Model) or layer.__class__.__name__ == "SeedGenerator" else list(layer.variables)
+    return [] if isinstance(layer, keras.Model) else list(layer.variables)

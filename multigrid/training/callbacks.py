@@ -11,7 +11,7 @@ import numpy as np
 from multigrid import report
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLossError(RuntimeError):
     """The loss is no longer a number; the message names the part, the step and the images."""
 
 
@@ -36,7 +36,7 @@ class StopOnNonFinite(keras.callbacks.Callback):
         if wrong:
             parts = [name for name in wrong if name != "loss"] or wrong
             files = ", ".join(self.generator.files(batch)) if hasattr(self.generator, "files") else "unknown"
-            raise NonFiniteLoss(
+            raise NonFiniteLossError(
                 f"epoch {self.epoch + 1}, step {batch + 1}: {', '.join(parts)} became {logs[parts[0]]}; "
                 f"the batch shows {files}"
             )

@@ -105,7 +105,7 @@ class MultiGridTrainer:
 
         Raises:
             InputError: bad data or weights, or a run folder that is in use; nothing is written then.
-            NonFiniteLoss: the loss is no longer a number.
+            NonFiniteLossError: the loss is no longer a number.
         """
         if self.train_data is None:
             self.build_data()

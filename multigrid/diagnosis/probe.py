@@ -1,0 +1,245 @@
+"""The probe: every part of the loss on real batches, per scale, before any weight moves.
+
+It observes what training does: the trainer builds data and detector, and every number comes from the one
+`MultiGridLoss.breakdown`. What a loss *should* be is asked of the same breakdown, with constant outputs in place of the
+network's: the biases of a fresh head, and the best that a head could do without looking at the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from keras import ops
+
+from multigrid.config import LOSS_PARTS
+from multigrid.geometry import cells as cell_geometry
+from multigrid.losses.multigrid_loss import LossBreakdown
+
+AGREEMENT = 1e-5  # relative; between the probe's total and what `evaluate` reports
+POSITIVE_PARTS = ("localization", "object", "anchor", "classification")  # those that only positive cells have
+
+
+class ProbeMismatchError(RuntimeError):
+    """The probe measures something else than training does; its numbers would mislead."""
+
+
+def run_probe(trainer, num_batches: int = 2, *, training_mode: bool = False) -> Iterator[dict]:
+    """Measures the first batches of a training.
+
+    Args:
+        trainer: a `MultiGridTrainer`, or anything with `train_data` and a compiled `detector`; what is not yet built
+            is built.
+        num_batches: how many; no more than the data has.
+        training_mode: let BatchNorm use the statistics of the batch, as `fit` does, instead of its moving averages.
+
+    Yields:
+        A record a batch, see `describe_batch`.
+
+    Raises:
+        ProbeMismatchError: on the first batch the total is not what `evaluate` reports.
+    """
+    if trainer.detector is None or not trainer.detector.compiled:
+        trainer.build_model()
+    detector, data = trainer.detector, trainer.train_data
+    for index in range(min(num_batches, len(data))):
+        images, truth = data[index]
+        if index == 0:
+            check_against_evaluate(detector, images, truth)
+        yield describe_batch(detector, images, truth, index, training_mode=training_mode)
+
+
+def check_against_evaluate(detector, images, truth) -> float:
+    """The relative difference between the probe's total and what `evaluate` says of the same batch.
+
+    Args:
+        detector: compiled.
+        images: uint8 [B, H, W, 3].
+        truth: {"boxes": [B, M, 4] corners in input pixels, "classes": [B, M], -1 for padding}.
+
+    Raises:
+        ProbeMismatchError: it is not below `AGREEMENT`.
+    """
+    probed = float(detector.loss_breakdown(images, truth).total)
+    evaluated = detector.evaluate(images, truth, batch_size=len(images), verbose=0, return_dict=True)["loss"]
+    difference = abs(probed - evaluated) / max(1.0, abs(evaluated))
+    if math.isfinite(probed + evaluated) and difference > AGREEMENT:
+        raise ProbeMismatchError(f"total: expected {evaluated!r} as evaluate reports it, received {probed!r} from the probe")
+    return difference
+
+
+def describe_batch(detector, images, truth, index: int = 0, *, training_mode: bool = False) -> dict:
+    """One batch through the live detector and its criterion.
+
+    Args:
+        detector: a `MultiGridDetector` with a criterion; it is not changed.
+        images: uint8 [B, H, W, 3].
+        truth: {"boxes": [B, M, 4] corners in input pixels, "classes": [B, M], -1 for padding}.
+        index: of the batch, for the record.
+        training_mode: see `run_probe`.
+
+    Returns:
+        {"batch_idx", "batch_stats", "loss_components", "weighted_components", "scaling_coefficients",
+        "per_scale_losses", "per_unit"}: plain numbers. Components are normalized and before their coefficient,
+        summed over the scales; total_loss is the sum of coefficient · component.
+    """
+    breakdown = _plain(detector.loss_breakdown(images, truth, training=training_mode))
+    grids = [(images.shape[1] // stride, images.shape[2] // stride) for stride in detector.strides]
+    components = {f"{name}_loss": float(breakdown.parts[name].sum()) for name in LOSS_PARTS}
+    components["objectness_loss"] = components["object_loss"] + components["no_object_loss"]
+    weighted = {name: breakdown.coefficients[name] * components[f"{name}_loss"] for name in LOSS_PARTS}
+    return {
+        "batch_idx": index,
+        "batch_stats": {
+            "batch_size": len(images),
+            "total_objects": int(breakdown.counts["objects"].sum()),
+            "num_scales": len(grids),
+            "per_scale_stats": _scale_stats(breakdown, grids, detector.strides),
+        },
+        "loss_components": {"total_loss": float(breakdown.total), **components},
+        "weighted_components": weighted,
+        "scaling_coefficients": {scale: breakdown.coefficients[name] for name, scale in LOSS_PARTS.items()},
+        "per_scale_losses": [
+            {
+                "stride": stride,
+                "normalization_factor": float(breakdown.normalizers[row]),
+                **{f"{name}_loss": float(breakdown.parts[name][row]) for name in LOSS_PARTS},
+            }
+            for row, stride in enumerate(detector.strides)
+        ],
+        "per_unit": _per_unit(detector, truth, grids, breakdown),
+    }
+
+
+def flat_row(record: dict) -> dict:
+    """A record as one row of a table: the batch, its components and coefficients, then each component per scale."""
+    row = {"batch_idx": record["batch_idx"], "batch_size": record["batch_stats"]["batch_size"]}
+    row["total_objects"] = record["batch_stats"]["total_objects"]
+    names = ("total", "localization", "objectness", "anchor", "classification")
+    row |= {f"{name}_loss": record["loss_components"][f"{name}_loss"] for name in names}
+    row |= record["scaling_coefficients"]
+    row |= {f"{name}_loss": record["loss_components"][f"{name}_loss"] for name in ("object", "no_object")}
+    for scale in record["per_scale_losses"]:
+        row |= {f"{name}_{scale['stride']}": value for name, value in scale.items() if name != "stride"}
+    return row
+
+
+def non_finite_parts(record: dict) -> list:
+    """Names of the components of a record that are NaN or infinite."""
+    return [name for name, value in record["loss_components"].items() if not math.isfinite(value)]
+
+
+def _scale_stats(breakdown, grids, strides) -> list:
+    counts = breakdown.counts
+    return [
+        {
+            "stride": stride,
+            "grid_shape": list(grid),
+            "objects": int(counts["objects"][row]),
+            "positive_cells": int(counts["positives"][row]),
+            "claims_lost": int(counts["claims"][row] - counts["positives"][row]),
+            "ignored_cells": int(counts["ignored"][row]),
+            "density": float(counts["positives"][row] / counts["cells"][row]),
+        }
+        for row, (grid, stride) in enumerate(zip(grids, strides, strict=True))
+    ]
+
+
+def _per_unit(detector, truth, grids, breakdown) -> list:
+    """Each component per cell that has it: measured, with a fresh head's biases, and with the best constant head."""
+    batch = len(truth["classes"])
+    fresh = [detector.initial_bias()] * len(grids)
+    outputs = _constant_outputs(fresh, grids, batch)
+    targets = detector.criterion.encode(truth, outputs)
+    at_start = _plain(detector.criterion.breakdown(targets, outputs))
+    best = _plain(detector.criterion.breakdown(targets, _best_constant_outputs(detector, targets, grids)))
+    rows = []
+    for name in (*LOSS_PARTS, "objectness"):
+        measured, start, floor = (_unit(name, one) for one in (breakdown, at_start, best))
+        unit = "positive cell" if name in POSITIVE_PARTS else "negative cell" if name == "no_object" else "cell"
+        rows.append(
+            {"component": name, "unit": unit, "measured": measured, "at_initialization": start, "best_constant": floor}
+        )
+    return rows
+
+
+def _unit(name: str, breakdown) -> float | None:
+    """A component's sum over all scales, divided by the cells that have it."""
+    if name == "objectness":
+        total, units = breakdown.sums["object"].sum() + breakdown.sums["no_object"].sum(), breakdown.counts["cells"]
+    else:
+        total = breakdown.sums[name].sum()
+        units = breakdown.counts["positives" if name in POSITIVE_PARTS else "negatives"]
+    return float(total / units.sum()) if units.sum() else None
+
+
+def _constant_outputs(vectors, grids, batch: int) -> list:
+    return [
+        ops.convert_to_tensor(np.broadcast_to(vector, (batch, rows, columns, len(vector))).astype("float32"))
+        for vector, (rows, columns) in zip(vectors, grids, strict=True)
+    ]
+
+
+def _best_constant_outputs(detector, targets, grids) -> list:
+    """Outputs of the best head that knows these labels and not the image.
+
+    The best objectness is the mean of its targets; those are the overlaps of the constant boxes, which a first pass
+    through the loss tells.
+    """
+    batch = len(targets.classes)
+    vectors = _frequencies_and_means(detector, targets)
+    first = _plain(detector.criterion.breakdown(targets, _constant_outputs(vectors, grids, batch)))
+    for row, vector in enumerate(vectors):
+        positives, negatives = first.counts["positives"][row], first.counts["negatives"][row]
+        # cross-entropy of a constant logit z is softplus(z) - z · target: solved for the sum of the targets
+        wanted = (positives * np.logaddexp(0.0, vector[4]) - first.sums["object"][row]) / vector[4]
+        vector[4] = _log_odds(wanted / max(positives + negatives, 1.0))
+    return _constant_outputs(vectors, grids, batch)
+
+
+def _frequencies_and_means(detector, targets) -> list:
+    """For each scale the mean code and the log odds of anchors and classes; a fresh head's bias where it has no objects."""
+    criterion, per_scale = detector.criterion, len(detector.anchors[0])
+    won, scale = np.asarray(targets.positive), np.asarray(targets.scale)
+    vectors = []
+    for row in range(len(detector.strides)):
+        vector = detector.initial_bias()
+        mine = won & (scale == row)[..., None]
+        if mine.any():
+            weights = mine.sum(-1)[scale == row]
+            mean_offset = np.asarray(targets.offset)[mine].mean(0)
+            vector[0:2] = np.asarray(cell_geometry.offset_logits(mean_offset, criterion.offset_activation))
+            vector[2:4] = np.average(np.asarray(targets.log_size)[scale == row], axis=0, weights=weights)
+            anchors = _shares(np.asarray(targets.anchor)[scale == row], weights, per_scale)
+            classes = _shares(np.asarray(targets.classes)[scale == row], weights, criterion.num_classes)
+            vector[5 : 5 + per_scale] = _constant_logits(anchors, criterion.anchor)
+            vector[5 + per_scale :] = _constant_logits(classes, criterion.classification)
+        vectors.append(vector)
+    return vectors
+
+
+def _shares(index, weights, count: int) -> np.ndarray:
+    """Share of each of `count` values among objects, each as often as cells answer for it; padding has weight 0."""
+    return np.bincount(np.maximum(index, 0), weights, minlength=count) / weights.sum()
+
+
+def _constant_logits(shares, kind: str) -> np.ndarray:
+    return np.log(np.maximum(shares, 1e-7)) if kind == "softmax" else _log_odds(shares)
+
+
+def _log_odds(share):
+    share = np.clip(share, 1e-7, 1.0 - 1e-7)
+    return np.log(share) - np.log1p(-share)
+
+
+def _plain(breakdown: LossBreakdown) -> LossBreakdown:
+    """The same breakdown in NumPy, float64."""
+    numbers = lambda values: np.asarray(ops.convert_to_numpy(values), "float64")  # noqa: E731
+    return breakdown._replace(
+        total=numbers(breakdown.total),
+        parts={name: numbers(values) for name, values in breakdown.parts.items()},
+        sums={name: numbers(values) for name, values in breakdown.sums.items()},
+        normalizers=numbers(breakdown.normalizers),
+        counts={name: numbers(values) for name, values in breakdown.counts.items()},
+    )
