@@ -81,7 +81,7 @@ def warn_about_anchors(config: Config, anchors: Anchors, samples: Sequence[Sampl
     """Logs, with numbers, that anchors do not fit the boxes, where they do not."""
     sizes = network_sizes(samples, config.model.input_size)
     if len(sizes):
-        command = f"multigrid anchors --labels {config.data.train} --output anchors.txt"
+        command = f"multigrid anchors --config YOUR.yaml --output anchors.txt data.train={config.data.train}"
         warning = match_statistics(anchors, sizes).warning(command)
         if warning:
             logger.warning("data.anchors: %s", warning)

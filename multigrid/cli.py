@@ -6,17 +6,22 @@ Exit codes: 0 done; 1 the work failed or part of it did; 2 the input is not usab
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import pathlib
 import sys
+import tempfile
 
 from multigrid import report
 from multigrid.errors import InputError
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
+SCALES = 3  # of the network; anchors are dealt to them evenly
 TRAIN_CONFIG = "configs/train_config.yaml"
+TRAIN_EXAMPLE = "multigrid train --config configs/quickstart.yaml training.epochs=5"
 PROBE_OUTPUT = "tests/loss_probe_outputs"
+STDERR = 2  # the file descriptor
 OVERRIDES = "settings over the config's, such as training.epochs=30 or data.train=my/train.txt"
 
 
@@ -46,15 +51,21 @@ def main(arguments=None) -> int:
 def run_train(options) -> int:
     """Trains, evaluates the best weights on the validation set and says where everything is."""
     config = _load(options, _weights_settings(options))
-    from multigrid.models.weights import save_weights
+    _start_backend()
+    from multigrid.models.weights import check_weights_name, save_weights
     from multigrid.training.callbacks import NonFiniteLossError
     from multigrid.training.trainer import MultiGridTrainer
 
+    if options.save_weights is not None:
+        check_weights_name(options.save_weights)
+        report.check_file(options.save_weights, "--save-weights")
     trainer = MultiGridTrainer(config, name=pathlib.Path(options.config).stem)
+    trainer.check_run_dir()
     train_data, val_data = trainer.build_data()
     trainer.build_model()
     validation = "no validation" if val_data is None else f"{len(val_data.samples)} to validate"
-    report.say(f"{len(train_data.samples)} images to train, {validation}; {trainer.detector.count_params():,} parameters")
+    parameters = f"{trainer.detector.count_params():,} parameters"
+    report.say(f"{len(train_data.samples)} images to train, {validation}; {parameters}")
     try:
         trainer.train()
     except NonFiniteLossError as error:
@@ -72,6 +83,8 @@ def run_train(options) -> int:
 def run_evaluate(options) -> int:
     """Measures weights on a split by COCO's rules."""
     config = _load(options, _weights_settings(options))
+    report.check_folder(options.output_dir, "--output-dir")
+    _start_backend()
     from multigrid.training.trainer import MultiGridTrainer
 
     trainer = _assembled(MultiGridTrainer(config), options.split)
@@ -88,9 +101,11 @@ def run_evaluate(options) -> int:
 def run_predict(options) -> int:
     """Draws what is found on images."""
     config = _load(options, _weights_settings(options))
+    report.check_folder(options.output_dir, "--output-dir")
+    paths, broken = _readable_images(options.source)
+    _start_backend()
     from multigrid import assembly
 
-    paths, broken = _readable_images(options.source)
     vocabulary = assembly.read_vocabulary(config)
     detector = assembly.build_detector(config, vocabulary)
     predictor = assembly.build_predictor(config, detector, vocabulary.class_names, evaluating=False)
@@ -107,6 +122,8 @@ def run_predict(options) -> int:
 def run_probe(options) -> int:
     """Shows every part of the loss on real batches, before any weight moves."""
     config = _load(options, _weights_settings(options))
+    report.check_folder(options.output_dir, "--output-dir")
+    _start_backend()
     from multigrid.diagnosis import probe
     from multigrid.training.trainer import MultiGridTrainer
 
@@ -133,7 +150,11 @@ def run_probe(options) -> int:
 
 def run_anchors(options) -> int:
     """Fits anchors to the training labels at the network's input size."""
+    if options.count < 1 or options.count % SCALES:
+        raise InputError(f"--count: expected a multiple of {SCALES}, as many for each scale, received {options.count}")
     config = _load(options, ())
+    report.check_file(options.output, "--output")
+    _start_backend()
     from multigrid import assembly
     from multigrid.data.samples import read_class_names
     from multigrid.geometry.anchors import draw_anchors, fit_anchors, match_statistics, read_anchors, write_anchors
@@ -142,7 +163,10 @@ def run_anchors(options) -> int:
         raise InputError("data.classes: expected a file of class names, received null")
     samples = assembly.read_split(config, "train", read_class_names(config.data.classes))
     sizes = assembly.network_sizes(samples, config.model.input_size)
-    fitted = fit_anchors(sizes, count=options.count, seed=config.training.seed)
+    try:
+        fitted = fit_anchors(sizes, count=options.count, seed=config.training.seed)
+    except InputError as error:
+        raise InputError(f"data.train ({config.data.train}): {error}") from None
     if config.data.anchors is not None:
         report.say(f"before: {match_statistics(read_anchors(config.data.anchors), sizes).describe()}")
     report.say(f"fitted: {match_statistics(fitted, sizes).describe()}")
@@ -159,12 +183,35 @@ def _load(options, settings):
     return ConfigLoader.load(options.config, [*options.overrides, *settings])
 
 
+def _start_backend() -> None:
+    """Imports Keras without the greetings that TensorFlow writes to standard error before it reads its log level.
+
+    They are left where somebody asks for them with TF_CPP_MIN_LOG_LEVEL, and shown where the import fails.
+    """
+    if os.environ["TF_CPP_MIN_LOG_LEVEL"] < "3" or "keras" in sys.modules:
+        return
+    sys.stderr.flush()
+    terminal = os.dup(STDERR)
+    with tempfile.TemporaryFile() as greetings:
+        os.dup2(greetings.fileno(), STDERR)
+        try:
+            import keras  # noqa: F401
+        except BaseException:
+            greetings.seek(0)
+            os.write(terminal, greetings.read())
+            raise
+        finally:
+            os.dup2(terminal, STDERR)
+            os.close(terminal)
+
+
 def _weights_settings(options) -> list:
     """--weights and --backbone-weights as overrides: a file that is not there is then found with everything else."""
     settings = []
     for key in ("weights", "backbone_weights"):
         if getattr(options, key, None) is not None:
-            settings.append(f"{key}={getattr(options, key)}")
+            # Quoted, for the value is read as YAML: a file may be called `null`.
+            settings.append(f"{key}={json.dumps(getattr(options, key))}")
     return settings
 
 
@@ -211,7 +258,8 @@ def _draw_detections(found, options) -> dict:
     labels = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
     colours = [class_colour(index) for index in found.class_ids]
     name = pathlib.Path(found.path).with_suffix(".jpg").name
-    save_image(pathlib.Path(options.output_dir) / name, draw_boxes(read_image(found.path), found.boxes, labels, colours))
+    picture = draw_boxes(read_image(found.path), found.boxes, labels, colours)
+    save_image(pathlib.Path(options.output_dir) / name, picture)
     detections = [
         {"class": name, "score": float(score), "box_xyxy": [round(float(side), 2) for side in box]}
         for name, score, box in zip(found.names, found.scores, found.boxes, strict=True)
@@ -250,21 +298,26 @@ def _show_record(record: dict, verbose: bool) -> None:
 
 def _parse(arguments) -> argparse.Namespace:
     """The options; `key=value` words may stand anywhere between them."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = _parser().parse_known_args(arguments)
     for word in rest:
-        if word.startswith("-") or "=" not in word:
-            parser.error(f"unrecognized argument: {word}")
+        if word.startswith("-"):  # any other word is checked with the config
+            options.parser.error(f"unrecognized argument: {word}")
     options.overrides = [*options.overrides, *rest]
     return options
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("multigrid", description="Train, probe and use a multi-grid object detector.")
+    parser = argparse.ArgumentParser(
+        "multigrid",
+        description="Train, probe and use a multi-grid object detector.",
+        epilog=f"example: {TRAIN_EXAMPLE}; `multigrid <verb> --help` has one for every verb",
+    )
     verbs = parser.add_subparsers(metavar="verb", required=True)
-    train = _verb(verbs, "train", run_train, "multigrid train --config configs/quickstart.yaml training.epochs=5")
+    train = _verb(verbs, "train", run_train, TRAIN_EXAMPLE)
     _add_weights(train)
-    train.add_argument("--save-weights", metavar="FILE", help="write the best weights here too (.h5, .weights.h5, .keras)")
+    train.add_argument(
+        "--save-weights", metavar="FILE", help="write the best weights here too (.h5, .weights.h5, .keras)"
+    )
     evaluate = _verb(verbs, "evaluate", run_evaluate, "multigrid evaluate --config C --weights W --split test")
     _add_weights(evaluate, required=True)
     evaluate.add_argument("--split", choices=("val", "test"), default="val", help="labels to measure on (%(default)s)")
@@ -272,10 +325,16 @@ def _parser() -> argparse.ArgumentParser:
     predict = _verb(verbs, "predict", run_predict, "multigrid predict --config C --weights W --source images/")
     _add_weights(predict, required=True)
     predict.add_argument("--source", required=True, help="an image, or a folder of images")
-    predict.add_argument("--output-dir", default="predictions", help="where pictures and detections.json go (%(default)s)")
+    predict.add_argument(
+        "--output-dir", default="predictions", help="where pictures and detections.json go (%(default)s)"
+    )
     _add_probe(verbs)
-    anchors = _verb(verbs, "anchors", run_anchors, "multigrid anchors --config C --output anchors.txt data.train=my.txt")
-    anchors.add_argument("--output", default="anchors.txt", help="the file to write; a picture goes beside it (%(default)s)")
+    anchors = _verb(
+        verbs, "anchors", run_anchors, "multigrid anchors --config C --output anchors.txt data.train=my.txt"
+    )
+    anchors.add_argument(
+        "--output", default="anchors.txt", help="the file to write; a picture goes beside it (%(default)s)"
+    )
     anchors.add_argument("--count", type=int, default=9, help="how many, a multiple of 3 (%(default)s)")
     anchors.add_argument("--layout", choices=("line", "scales"), default="line", help="one line in all, or one a scale")
     return parser
@@ -285,22 +344,31 @@ def _add_probe(verbs) -> None:
     example = "multigrid probe --config configs/train_config.yaml --weights weights/model.h5 --verbose"
     probe = _verb(verbs, "probe", run_probe, example, config=TRAIN_CONFIG)
     _add_weights(probe)
-    probe.add_argument("--num-batches", type=int, default=2, help="how many training batches (%(default)s)")
+    probe.add_argument("--num-batches", type=_count, default=2, help="how many training batches (%(default)s)")
     probe.add_argument("--output-dir", default=PROBE_OUTPUT, help="where the files go (%(default)s)")
     probe.add_argument("--format", choices=("json", "csv", "both"), default="both", help="of the files (%(default)s)")
     probe.add_argument("--verbose", action="store_true", help="each component per scale, with its normalizer")
     probe.add_argument(
-        "--training-mode", action="store_true", help="BatchNorm by the batch's statistics, as in fit, not by its averages"
+        "--training-mode",
+        action="store_true",
+        help="BatchNorm by the batch's statistics, as in fit, not by its averages",
     )
+
+
+def _count(text: str) -> int:
+    """The number of an option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, received {text!r}")
+    return int(text)
 
 
 def _verb(verbs, name: str, run, example: str, config: str | None = None) -> argparse.ArgumentParser:
     summary = run.__doc__
     parser = verbs.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
-    shown = {"default": config, "help": "YAML file (%(default)s)"} if config else {"required": True, "help": "YAML file"}
-    parser.add_argument("--config", **shown)
+    text = "YAML file (%(default)s)" if config else "YAML file"
+    parser.add_argument("--config", default=config, required=config is None, help=text)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 

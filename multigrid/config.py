@@ -155,21 +155,22 @@ def _default_steps() -> tuple[dict[str, Any], ...]:
         {
             "name": "Affine",
             "scale": [0.7, 1.3],
-            "translate_percent": [-0.1, 0.1],
+            "translate_percent": {"x": [-0.1, 0.1], "y": [-0.1, 0.1]},
+            "balanced_scale": True,
             "keep_ratio": True,
             "fill": 114,
             "p": 0.7,
         },
         {
             "name": "HueSaturationValue",
-            "hue_shift_limit": [-10, 10],
-            "sat_shift_limit": [-40, 40],
-            "val_shift_limit": [-30, 30],
-            "p": 0.5,
+            "hue_shift_limit": 5,
+            "sat_shift_limit": 40,
+            "val_shift_limit": 40,
+            "p": 0.7,
         },
-        {"name": "RandomBrightnessContrast", "brightness_limit": [-0.2, 0.2], "contrast_limit": [-0.2, 0.2], "p": 0.3},
+        {"name": "RandomBrightnessContrast", "brightness_limit": 0.2, "contrast_limit": 0.2, "p": 0.3},
         {"name": "ToGray", "p": 0.01},
-        {"name": "Blur", "blur_limit": [3, 5], "p": 0.01},
+        {"name": "Blur", "blur_limit": 3, "p": 0.01},
     )
 
 
@@ -219,7 +220,7 @@ class ModelConfig(_Section):
     input_size: InputSize = Field((416, 416), description="Size of the images that the network sees.")
     neck: Literal["slim", "full"] = Field("slim", description="Neck of the multi-grid paper, or as large as YOLOv3's.")
     offset_activation: Literal["tanh", "sigmoid"] = Field(
-        "tanh", description="Maps offset logits t onto (-1, 2): tanh(0.15 t) + sigmoid(0.15 t), or 3 sigmoid(t) - 1."
+        "sigmoid", description="Maps offset logits t onto (-1, 2): tanh(0.15 t) + sigmoid(0.15 t), or 3 sigmoid(t) - 1."
     )
     objectness_prior: Number = Field(
         0.01, gt=0, lt=1, description="Objectness that every cell starts with, set as the bias of a new head."
@@ -274,17 +275,17 @@ class TrainingConfig(_Section):
 class LossConfig(_Section):
     """What the network is trained towards: coefficient, kind and divisor of each part of the loss."""
 
-    coord_scale: Number = Field(1.0, ge=0, description="Multiplies the localization loss.")
+    coord_scale: Number = Field(5.0, ge=0, description="Multiplies the localization loss.")
     object_scale: Number = Field(1.0, ge=0, description="Multiplies the objectness loss of positive cells.")
     no_object_scale: Number = Field(1.0, ge=0, description="Multiplies the objectness loss of negative cells.")
     anchor_scale: Number = Field(1.0, ge=0, description="Multiplies the anchor loss.")
     class_scale: Number = Field(1.0, ge=0, description="Multiplies the classification loss.")
     loss_normalization: Normalization = Field(
-        ("batch",),
+        ("positives",),
         description="Divides every part: by images of the batch, positive cells, or all cells; a list multiplies them.",
     )
     assignment: Literal["inside", "paper", "single", "best"] = Field(
-        "inside",
+        "best",
         description="Which of the 3×3 cells around a centre answer for the object (are positive): those whose centre "
         "lies in its box, all, only the centre's own, or the four that predict it best at the moment.",
     )

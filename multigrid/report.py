@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from multigrid.errors import InputError
+
 # A log file has no width of its own; rich would assume 80 columns and cut the cells.
 LOG_WIDTH = 200
 
@@ -96,6 +98,33 @@ def progress(
 
 def _line(console: Console, text: str) -> None:
     console.print(Text(text), soft_wrap=True)
+
+
+def check_folder(folder: str | os.PathLike, place: str) -> None:
+    """Sees, before long work, that a folder can hold its results; it need not be there yet.
+
+    Args:
+        folder: where files will go.
+        place: the option or key that names it, for the error.
+
+    Raises:
+        InputError: a file stands in its way, or it may not be written to.
+    """
+    folder = os.path.abspath(folder)
+    nearest = folder
+    while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    if not os.path.isdir(nearest):
+        raise InputError(f"{place}: expected a folder to write to, received {folder}, but {nearest} is no folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{place}: expected a folder to write to, received {folder}, but {nearest} is write-protected")
+
+
+def check_file(path: str | os.PathLike, place: str) -> None:
+    """Sees, before long work, that a file can be written; arguments and errors as in `check_folder`."""
+    if os.path.isdir(path):
+        raise InputError(f"{place}: expected a file to write, received {os.fspath(path)}, which is a folder")
+    check_folder(os.path.dirname(os.path.abspath(path)), place)
 
 
 @contextlib.contextmanager

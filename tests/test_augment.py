@@ -282,7 +282,7 @@ def test_mixup_blends_the_images_and_keeps_the_objects_of_both():
         ({"name": "HorizontalFlp"}, r"step 1 \(HorizontalFlp\): .*nearest name is 'HorizontalFlip'"),
         ({"name": "GridMask"}, "nearest name is '"),
         ({"name": "Compose"}, "nearest name is"),
-        ({"nam": "Blur"}, "step 1: expected a mapping with the key \"name\""),
+        ({"nam": "Blur"}, 'step 1: expected a mapping with the key "name"'),
         ("Blur", "step 1: expected a mapping"),
         ({"name": "Blur", "blur_limits": 5}, "'blur_limits'; did you mean 'blur_limit'"),
         ({"name": "Affine", "always_apply": True}, "unknown argument 'always_apply'"),

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import random
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import albumentations as A
 import cv2
 import numpy as np
-from albumentations.core.type_definitions import Targets
 from pydantic import ValidationError
 
-from multigrid.data.images import BORDER
-from multigrid.errors import InputError
+# At import, Albumentations would ask the network for a newer version of itself.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+import albumentations as A  # noqa: E402, N812
+from albumentations.core.type_definitions import Targets  # noqa: E402
+
+from multigrid.data.images import BORDER  # noqa: E402
+from multigrid.errors import InputError  # noqa: E402
 
 MIN_SIDE = 2.0  # pixels; a box that is thinner after an augmentation cannot be learned from
 MOSAIC_CENTRE = (0.3, 0.7)  # where the four tiles meet, as a share of height and width
@@ -148,11 +152,8 @@ def _construct(place: str, kind: type, arguments: dict[str, Any]):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f", expected one of {', '.join(known)}"
             raise InputError(f"{place}: unknown argument {name!r}{hint}")
-    # Without "strict" Albumentations only warns about some bad values and goes on with its defaults. Transforms without
-    # a schema of their own do not know the word.
-    strict = {"strict": True} if "InitSchema" in vars(kind) else {}
     try:
-        return kind(**arguments, **strict)
+        return kind(**arguments)
     except (ValueError, TypeError) as error:
         raise InputError(f"{place}: {_one_line(error)}") from error
 
@@ -323,6 +324,4 @@ def blend(first: Example, second: Example, rng: np.random.Generator) -> Example:
     """Mixup: both images of the same size, weighted by Beta(MIXUP_ALPHA, MIXUP_ALPHA), with the objects of both."""
     weight = float(rng.beta(MIXUP_ALPHA, MIXUP_ALPHA))
     image = cv2.addWeighted(first.image, weight, second.image, 1 - weight, 0.0)
-    return Example(
-        image, np.concatenate([first.boxes, second.boxes]), np.concatenate([first.classes, second.classes])
-    )
+    return Example(image, np.concatenate([first.boxes, second.boxes]), np.concatenate([first.classes, second.classes]))

@@ -242,7 +242,7 @@ class MultiGridDataGenerator(keras.utils.PyDataset):
         letterbox = Letterbox.fit(sample.size, size)
         height, width = letterbox.resized_size
         pixels = self._pixels(index, letterbox)
-        # Down to half the size bilinear is about as good as averaging, and six times as fast; a JPEG is mostly decoded at
+        # Down to half the size bilinear is about as good as averaging, in a sixth of the time; JPEG is mostly read at
         # less than twice the tile's size.
         interpolation = cv2.INTER_LINEAR if pixels.shape[0] <= 2 * height else cv2.INTER_AREA
         image = cv2.resize(pixels, (width, height), interpolation=interpolation)

@@ -48,6 +48,9 @@ class Predictor:
         nms_threshold: IoU above which the weaker of two boxes of a class goes.
         max_detections: the most an image can have.
         batch_size: images a forward pass.
+
+    Raises:
+        ValueError: an input size or a number of class names that does not suit the detector.
     """
 
     def __init__(
@@ -61,6 +64,10 @@ class Predictor:
         max_detections: int = DEFAULTS.max_detections,
         batch_size: int = 8,
     ):
+        if any(side % detector.strides[0] for side in input_size):
+            raise ValueError(f"input_size: expected multiples of {detector.strides[0]}, received {tuple(input_size)}")
+        if len(class_names) != detector.num_classes:
+            raise ValueError(f"class_names: expected {detector.num_classes} names, received {len(class_names)}")
         self.model = with_decoder(detector)
         self.class_names = tuple(class_names)
         self.input_size = tuple(input_size)
@@ -86,20 +93,22 @@ class Predictor:
         with ThreadPoolExecutor(max_workers=2) as pool:
             batches = _batched(sources, self.batch_size)
             ahead = [pool.submit(self._load, batch) for batch in itertools.islice(batches, 2)]
+            size = None
             while ahead:
                 loaded = ahead.pop(0).result()
+                size = size or len(loaded)
                 following = next(batches, None)
                 if following is not None:
                     ahead.append(pool.submit(self._load, following))
-                yield from self._detect(loaded)
+                yield from self._detect(loaded, size)
 
     def _load(self, batch) -> list:
         return [_letterboxed(source, self.input_size) for source in batch]
 
-    def _detect(self, loaded) -> Iterator[Detections]:
+    def _detect(self, loaded, size) -> Iterator[Detections]:
         images = np.stack([image for _, image, _ in loaded])
-        missing = self.batch_size - len(images)
-        if missing:  # a short last batch would compile the network a second time
+        missing = size - len(images)
+        if missing:  # a last batch that is shorter than the first would compile the network a second time
             images = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
         decoded = self.model.predict_on_batch(images)
         for row, (path, _, letterbox) in enumerate(loaded):

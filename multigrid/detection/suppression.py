@@ -17,7 +17,7 @@ def candidates(boxes, scores, threshold: float):
     Returns:
         boxes [K, 4], scores [K] and classes [K] int32, highest score first; K is at most `MAX_CANDIDATES`.
     """
-    cell, label = np.nonzero(scores > threshold)
+    cell, label = np.nonzero(scores >= threshold)
     score = scores[cell, label]
     if len(score) > MAX_CANDIDATES:
         best = np.argpartition(-score, MAX_CANDIDATES)[:MAX_CANDIDATES]
@@ -41,7 +41,9 @@ def nms(boxes, scores, classes, iou_threshold: float, max_detections: int):
     """
     if len(boxes) == 0:
         return np.zeros(0, "int64")
-    sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype("float64")
+    # OpenCV moves each class beyond the largest coordinate of all, which keeps them apart only where none is negative
+    corners = np.asarray(boxes, "float64")
+    sides = np.concatenate([corners[:, :2] - corners[:, :2].min(axis=0), corners[:, 2:] - corners[:, :2]], axis=1)
     kept = cv2.dnn.NMSBoxesBatched(sides, scores.astype("float32"), classes.astype("int32"), 0.0, iou_threshold)
     kept = np.asarray(kept, "int64").reshape(-1)
     return kept[np.argsort(-scores[kept], kind="stable")][:max_detections]

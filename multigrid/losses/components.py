@@ -94,10 +94,10 @@ def classification(kind: str, logits, index, label_smoothing=0.0, focal_gamma=2.
         return _cross_entropy(kind, logits, target, label_smoothing)
     smooth = target * (1.0 - label_smoothing) + label_smoothing / 2.0
     terms = ops.binary_crossentropy(smooth, logits, from_logits=True)
-    probability = ops.sigmoid(logits)
-    missed = target * (1.0 - probability) + (1.0 - target) * probability
+    # the power as an exponential: its gradient stays finite where nothing is missed and the exponent is below 1
+    log_missed = ops.log_sigmoid(ops.where(target > 0.5, -logits, logits))
     alpha = target * focal_alpha + (1.0 - target) * (1.0 - focal_alpha)
-    return ops.sum(alpha * missed**focal_gamma * terms, axis=-1)
+    return ops.sum(alpha * ops.exp(focal_gamma * log_missed) * terms, axis=-1)
 
 
 def _cross_entropy(kind, logits, target, label_smoothing):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from multigrid.config import LOSS_PARTS, LossConfig
+from multigrid.config import LOSS_PARTS, LossConfig, ModelConfig
 from multigrid.geometry import boxes as box_geometry
 from multigrid.geometry import cells as cell_geometry
 from multigrid.losses import components, targets
@@ -67,7 +67,7 @@ class MultiGridLoss:
         num_classes: int,
         *,
         strides=(32, 16, 8),
-        offset_activation: str = "sigmoid",
+        offset_activation: str = ModelConfig().offset_activation,
         assignment: str = DEFAULTS.assignment,
         localization: str = DEFAULTS.localization,
         classification: str = DEFAULTS.classification,

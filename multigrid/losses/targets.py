@@ -155,7 +155,8 @@ def _best_of_nine(boxes, cell, offsets, predicted_boxes, claimed):
     overlap = box_geometry.iou(gather_cells(predicted_boxes, cell), boxes[:, :, None])
     distance = ops.sum((offsets - 0.5) ** 2, axis=-1)
     fit = ops.where(claimed, (overlap + 0.05) * ops.exp(-0.3 * distance), -1.0)
-    return ops.stop_gradient(fit) >= ops.top_k(fit, BEST_CELLS)[0][..., -1:]
+    kept = ops.top_k(fit, BEST_CELLS)[1]
+    return ops.any(kept[..., None] == ops.arange(len(cell_geometry.NEIGHBOURHOOD)), axis=-2)
 
 
 def _settle(claimed, cell, offsets, area, layout):

@@ -18,7 +18,7 @@ def darknet53(width: float = 1.0, depth: float = 1.0, name: str = "darknet53") -
     """The backbone.
 
     Args:
-        width: multiplies the filters of every convolution (at least 4, even).
+        width: multiplies the filters of every convolution (at least 2, even).
         depth: multiplies the residual blocks of every stage (at least 1).
         name: of the model.
 
@@ -37,8 +37,8 @@ def darknet53(width: float = 1.0, depth: float = 1.0, name: str = "darknet53") -
 
 
 def scaled(filters: int, width: float) -> int:
-    """Filters times a width multiplier: even, at least 4."""
-    return max(4, 2 * round(filters * width / 2))
+    """Filters times a width multiplier: even, at least 2."""
+    return max(2, 2 * round(filters * width / 2))
 
 
 def convolution(x, filters: int, size: int, *, stride: int = 1, name: str, gamma: str = "ones"):

@@ -82,8 +82,9 @@ class MultiGridDetector(keras.Model):
 
     def call(self, inputs, training=None, mask=None):
         """Raw grids of uint8 images; see the class."""
-        if keras.backend.standardize_dtype(inputs.dtype) != "uint8":
-            raise TypeError(f"images: expected uint8 in 0..255 (scaling is inside), received {inputs.dtype}")
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        if dtype != "uint8":
+            raise TypeError(f"images: expected uint8 in 0..255 (scaling is inside), received {dtype}")
         sides = [side for side in inputs.shape[1:3] if side is not None]
         if any(side % STRIDES[0] for side in sides):
             raise ValueError(f"images: expected sides that are multiples of {STRIDES[0]}, received {inputs.shape}")
@@ -176,8 +177,6 @@ class LossParts(keras.metrics.Metric):
                 logs[f"{name}_loss_{stride}"] = means[row, column]
         logs |= {name: ops.sum(counts[row]) for row, name in enumerate(COUNT_NAMES)}
         return logs
-
-
 
 
 def _logit(probability: float) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import tempfile
+import warnings
 import zipfile
 
 import h5py
@@ -11,10 +13,13 @@ import keras
 import numpy as np
 
 from multigrid.errors import InputError
+from multigrid.report import replacing
+
+_UNREADABLE = (ValueError, KeyError, OSError, RuntimeError, zipfile.BadZipFile)  # by Keras, h5py and zipfile
 
 
 def save_weights(model: keras.Model, path) -> None:
-    """Writes all weights of a model.
+    """Writes all weights of a model; the file appears whole or not at all.
 
     Args:
         model: any built `keras.Model`.
@@ -24,15 +29,24 @@ def save_weights(model: keras.Model, path) -> None:
     Raises:
         InputError: another suffix.
     """
+    check_weights_name(path)
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.name.endswith(".weights.h5"):
-        model.save_weights(path)
-    elif path.suffix == ".keras":
-        model.save(path)
-    elif path.suffix == ".h5":
-        _write_legacy(model, path)
-    else:
+    with replacing(path) as temporary:
+        if path.name.endswith(".weights.h5"):
+            model.save_weights(temporary)
+        elif path.suffix == ".keras":
+            model.save(temporary)
+        else:
+            _write_legacy(model, temporary)
+
+
+def check_weights_name(path) -> None:
+    """Sees that a file's name says a format of weights.
+
+    Raises:
+        InputError: another suffix.
+    """
+    if pathlib.Path(path).suffix not in (".keras", ".h5"):
         raise InputError(f"{path}: expected a name ending in .weights.h5, .keras or .h5")
 
 
@@ -44,7 +58,8 @@ def load_weights(model: keras.Model, path) -> None:
         path: of the file.
 
     Raises:
-        InputError: no such file, an unknown format, or a weight that is missing or has another shape.
+        InputError: no such file, a damaged one, an unknown format, or a weight that is missing or has another shape;
+            the model is as it was.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -60,20 +75,42 @@ def load_weights(model: keras.Model, path) -> None:
 
 
 def _load_with_keras(model, path, suffix):
-    """Keras goes by the suffix: let it see the right one."""
+    """Keras goes by the suffix: let it see the right one. It assigns what fits before it fails: take that back."""
+    before = [(variable, keras.ops.convert_to_numpy(variable)) for variable in _state(model)]
     with tempfile.TemporaryDirectory() as folder:
         link = pathlib.Path(folder) / f"weights{suffix}"
         link.symlink_to(path.resolve())
         try:
-            model.load_weights(link)
-        except (ValueError, KeyError, OSError) as error:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                model.load_weights(link)
+        except _UNREADABLE as error:  # which says what was said and more
+            for variable, value in before:
+                variable.assign(value)
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"{path}: expected the weights of {model.name!r}, received others: {reason}") from error
+    for warning in said:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _state(model) -> list:
+    """Everything that Keras may read from a file."""
+    optimizer = getattr(model, "optimizer", None)
+    return [*model.variables, *model.metrics_variables, *(optimizer.variables if optimizer else ())]
 
 
 def _is_legacy(path) -> bool:
-    with h5py.File(path) as file:
+    with _opened(path) as file:
         return "layer_names" in file.attrs or "model_weights" in file
+
+
+@contextlib.contextmanager
+def _opened(path):
+    try:
+        with h5py.File(path) as file:
+            yield file
+    except _UNREADABLE as error:
+        raise InputError(f"{path}: expected a whole HDF5 file, received a damaged one: {error}") from error
 
 
 def _write_legacy(model, path):
@@ -112,7 +149,7 @@ def _stored_tensors(path) -> dict:
             layer, variable = name.split("/")[-2:]
             stored[f"{layer}/{variable.split(':')[0]}"] = np.asarray(item)
 
-    with h5py.File(path) as file:
+    with _opened(path) as file:
         file.get("model_weights", file).visititems(visit)
     return stored
 

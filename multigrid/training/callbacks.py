@@ -15,6 +15,22 @@ class NonFiniteLossError(RuntimeError):
     """The loss is no longer a number; the message names the part, the step and the images."""
 
 
+class DataEpoch(keras.callbacks.Callback):
+    """Tells the training data which epoch it is: order, augmentation and the end of mosaic depend on it.
+
+    Args:
+        data: with an attribute `epoch`; data without one is left alone.
+    """
+
+    def __init__(self, data):
+        super().__init__()
+        self.data = data
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if hasattr(self.data, "epoch"):
+            self.data.epoch = epoch
+
+
 class StopOnNonFinite(keras.callbacks.Callback):
     """Stops at the first step whose loss is NaN or infinite, and says what it was.
 
@@ -43,7 +59,10 @@ class StopOnNonFinite(keras.callbacks.Callback):
 
 
 class OptimizerFigures(keras.callbacks.Callback):
-    """Adds learning_rate, grad_norm (mean over the epoch's steps, before clipping) and seconds to the logs."""
+    """Adds learning_rate, grad_norm (mean over the epoch's steps, before clipping) and seconds to the logs.
+
+    The norm is NaN with an optimizer that does not keep it, see `optimizers.MeasuredGradients`.
+    """
 
     def on_epoch_begin(self, epoch, logs=None):
         self.began = time.perf_counter()
@@ -57,8 +76,10 @@ class OptimizerFigures(keras.callbacks.Callback):
 
     def _counters(self):
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        if not optimizer.built:  # before the first step
+            return 0.0, 0
         total = getattr(optimizer, "gradient_norm_sum", None)
-        return (0.0 if total is None else float(total.numpy())), int(optimizer.iterations.numpy())
+        return (math.nan if total is None else float(total.numpy())), int(optimizer.iterations.numpy())
 
 
 class ValidationMetrics(keras.callbacks.Callback):
@@ -66,7 +87,7 @@ class ValidationMetrics(keras.callbacks.Callback):
 
     Args:
         evaluate: called without arguments, returns the metrics.
-        every: epochs from one measurement to the next; the last epoch is always measured.
+        every: epochs from one measurement to the next, beginning with the first; the last is always measured.
     """
 
     def __init__(self, evaluate, every: int = 1):
@@ -74,7 +95,8 @@ class ValidationMetrics(keras.callbacks.Callback):
         self.evaluate, self.every = evaluate, every
 
     def on_epoch_end(self, epoch, logs=None):
-        due = (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]
+        # the first epoch is due: Keras takes the first value it sees for the best, and nothing is better than NaN
+        due = epoch % self.every == 0 or epoch + 1 == self.params["epochs"]
         metrics = self.evaluate() if due else {}
         for name in ("mAP50", "mAP"):
             logs[f"val_{name}"] = metrics.get(name, math.nan)

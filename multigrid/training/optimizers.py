@@ -7,9 +7,15 @@ from keras import ops
 
 
 class MeasuredGradients:
-    """Mixin of an optimizer that keeps the sum of the global gradient norms it was given, before clipping."""
+    """Mixin of an optimizer whose weight decay spares BatchNorm and biases, before and after a reload.
+
+    It keeps the sum of the global gradient norms that it was given, before clipping.
+    """
 
     def build(self, variables):
+        if self.built:
+            return
+        self.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])  # Keras does not save this
         super().build(variables)
         self.gradient_norm_sum = self.add_variable((), name="gradient_norm_sum")
 
@@ -50,7 +56,7 @@ def build_optimizer(
     Args:
         name: "adamw", "adam" or "sgd".
         learning_rate: number or Keras schedule.
-        momentum: of SGD (Nesterov).
+        momentum: of SGD (Nesterov); beta 1 of Adam and AdamW.
         weight_decay: decoupled, of AdamW and SGD; Adam has none.
         max_grad_norm: gradients are scaled down to this global norm; None leaves them.
         ema: momentum of the moving average of the weights; None keeps none.
@@ -63,15 +69,12 @@ def build_optimizer(
     """
     common = {"global_clipnorm": max_grad_norm, "use_ema": ema is not None, "ema_momentum": ema or 0.99}
     if name == "adam":
-        return Adam(learning_rate, **common)
+        return Adam(learning_rate, beta_1=momentum, **common)
     if name == "adamw":
-        optimizer = AdamW(learning_rate, weight_decay=weight_decay, **common)
-    elif name == "sgd":
-        optimizer = SGD(learning_rate, momentum=momentum, nesterov=True, weight_decay=weight_decay, **common)
-    else:
-        raise ValueError(f"optimizer: expected adamw, adam or sgd, received {name!r}")
-    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    return optimizer
+        return AdamW(learning_rate, beta_1=momentum, weight_decay=weight_decay, **common)
+    if name == "sgd":
+        return SGD(learning_rate, momentum=momentum, nesterov=True, weight_decay=weight_decay, **common)
+    raise ValueError(f"optimizer: expected adamw, adam or sgd, received {name!r}")
 
 
 def warmup_cosine(learning_rate: float, *, steps: int, warmup_steps: int, final_fraction: float):

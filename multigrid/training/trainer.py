@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 
 import keras
 
-from multigrid import assembly
+from multigrid import assembly, report
 from multigrid.config import Config
 from multigrid.errors import InputError
 from multigrid.evaluation.run import evaluate
@@ -15,6 +16,8 @@ from multigrid.models.weights import load_weights
 from multigrid.training import callbacks as watch
 from multigrid.training import snapshots
 from multigrid.training.optimizers import build_optimizer, warmup_cosine
+
+RUNS = "runs"  # in the working directory
 
 
 class MultiGridTrainer:
@@ -54,7 +57,7 @@ class MultiGridTrainer:
             InputError: labels, images, classes or anchors that cannot be used.
         """
         config = self.config
-        self.vocabulary = assembly.read_vocabulary(config)
+        self.vocabulary = self.vocabulary or assembly.read_vocabulary(config)
         if self.train_data is None:
             self.samples["train"] = assembly.read_split(config, "train", self.vocabulary.class_names)
             assembly.warn_about_anchors(config, self.vocabulary.anchors, self.samples["train"])
@@ -73,8 +76,7 @@ class MultiGridTrainer:
         Raises:
             InputError: weights that do not fit.
         """
-        if self.train_data is None:
-            self.build_data()
+        self._need_data()
         if self.detector is None:
             criterion = assembly.build_criterion(self.config, self.vocabulary, self.samples.get("train", ()))
             self.detector = assembly.build_detector(self.config, self.vocabulary, criterion)
@@ -107,8 +109,8 @@ class MultiGridTrainer:
             InputError: bad data or weights, or a run folder that is in use; nothing is written then.
             NonFiniteLossError: the loss is no longer a number.
         """
-        if self.train_data is None:
-            self.build_data()
+        self.check_run_dir()
+        self._need_data()
         if self.detector is None or not self.detector.compiled:
             self.build_model()
         self.run_dir = self._new_run_dir()
@@ -128,6 +130,20 @@ class MultiGridTrainer:
             snapshots.save_predictions(self.run_dir / "predictions.jpg", predictor, self.samples["val"])
         return history
 
+    def check_run_dir(self) -> None:
+        """Sees that the run folder can be made, before data and model cost time.
+
+        Raises:
+            InputError: `output.dir` is in use, or no folder can be made there.
+        """
+        folder = self.config.output.dir
+        if folder is None:
+            report.check_folder(RUNS, "output.dir (null)")
+            return
+        report.check_folder(folder, "output.dir")
+        if os.path.isdir(folder) and os.listdir(folder):
+            raise InputError(f"output.dir: expected a new or empty folder, received {folder}, which is in use")
+
     def evaluate(self, split: str = "val", progress=iter):
         """COCO metrics of the detector as it is on "val" or "test": an `Evaluation`."""
         if split not in self.samples:
@@ -136,18 +152,23 @@ class MultiGridTrainer:
         predictor = assembly.build_predictor(self.config, self.detector, self._names(), evaluating=True)
         return evaluate(predictor, self.samples[split], self._names(), progress)
 
+    def _need_data(self):
+        if self.train_data is None or self.vocabulary is None:
+            self.build_data()
+
     def _names(self):
         return self.vocabulary.class_names
 
     def _callbacks(self) -> list:
         """In the order in which they act when an epoch ends: figures first, then who reads them."""
         training, folder = self.config.training, self.run_dir
-        measured = bool(self.samples.get("val"))
+        measured = any(len(sample.boxes) for sample in self.samples.get("val", ()))  # no objects, no mAP
         monitor = "val_mAP" if measured else "val_loss" if self.val_data is not None else "loss"
         mode = "max" if measured else "min"
         weights = {"save_weights_only": True}
-        chosen = [watch.StopOnNonFinite(self.train_data), watch.OptimizerFigures()]
-        if training.ema is not None:
+        chosen = [watch.DataEpoch(self.train_data), watch.StopOnNonFinite(self.train_data), watch.OptimizerFigures()]
+        optimizer = self.detector.optimizer
+        if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
             chosen.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
         if measured:
             predictor = assembly.build_predictor(self.config, self.detector, self._names(), evaluating=True)
@@ -170,14 +191,12 @@ class MultiGridTrainer:
         return chosen + self.callbacks
 
     def _new_run_dir(self) -> pathlib.Path:
-        """Makes the run folder: the one the config names, if it is free, or the next `runs/<name>-N`."""
+        """Makes the run folder: the one the config names, or the next `runs/<name>-N`."""
         if self.config.output.dir is not None:
             folder = pathlib.Path(self.config.output.dir)
-            if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-                raise InputError(f"output.dir: expected a new or empty folder, received {folder}, which is in use")
             folder.mkdir(parents=True, exist_ok=True)
         else:
-            folder = _next_folder(pathlib.Path("runs"), self.name)
+            folder = _next_folder(pathlib.Path(RUNS), self.name)
         (folder / "weights").mkdir()
         return folder
 

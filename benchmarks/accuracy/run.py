@@ -1,0 +1,105 @@
+"""Trains from scratch on a data set, tests once, and appends the figures to a table.
+
+    python benchmarks/accuracy/run.py --data FOLDER [--seed 1] [key=value ...]
+
+FOLDER holds train.txt, val.txt and test.txt in any label layout that is named so, and classes.txt. Anchors are fitted to
+train.txt; the best weights are those of the best validation mAP; test.txt is looked at once, at the end, by the project's
+evaluator and by pycocotools on the files it wrote. The two must agree to 1e-4.
+"""
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+from multigrid.cli import main as multigrid
+
+CONFIG = pathlib.Path(__file__).with_name("scratch.yaml")
+AGREEMENT = 1e-4
+
+
+def main() -> int:
+    options = _options()
+    folder = pathlib.Path(options.output_dir or f"runs/accuracy-{options.name}-{options.seed}")
+    anchors, began = folder.with_name(f"{folder.name}-anchors.txt"), time.time()
+    settings = [f"data.{split}={options.data / f'{split}.txt'}" for split in ("train", "val", "test")]
+    settings += [f"data.classes={options.classes}", f"training.seed={options.seed}", *options.overrides]
+    run = ["--config", str(CONFIG), *settings]
+    _do("anchors", *run, "--output", str(anchors))
+    run.append(f"data.anchors={anchors}")
+    _do("train", *run, f"output.dir={folder}")
+    weights = folder / "weights" / "best.weights.h5"
+    minutes = (time.time() - began) / 60
+    row = {"commit": _commit(), "data": options.name, "seed": options.seed, "settings": " ".join(options.overrides)}
+    row["minutes"] = round(minutes, 1)
+    for split in ("val", "test"):
+        results = folder / split
+        _do("evaluate", *run, "--weights", str(weights), "--split", split, "--output-dir", str(results))
+        metrics = json.loads((results / "metrics.json").read_text())
+        row |= {f"{split}_{name}": round(metrics[name], 4) for name in ("mAP50", "mAP")}
+    row["test_by_class"] = " ".join(f"{name} {one['AP']:.3f}" for name, one in metrics["per_class"].items())
+    other = _pycocotools(folder / "test")
+    differences = {name: abs(other[name] - metrics[name]) for name in other}
+    print(f"pycocotools on the same files: {other}; differences {differences}")
+    _append(options.table, row)
+    print(row)
+    return 0 if max(differences.values()) <= AGREEMENT else 1
+
+
+def _options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="folder of train.txt, val.txt and test.txt")
+    parser.add_argument("--classes", type=pathlib.Path, help="file of class names (FOLDER/classes.txt)")
+    parser.add_argument("--name", help="of the data set in the table (the folder's name)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output-dir", help="the run folder (runs/accuracy-NAME-SEED)")
+    parser.add_argument("--table", type=pathlib.Path, default=pathlib.Path("runs/accuracy.csv"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args()
+    options.name = options.name or options.data.name
+    options.classes = options.classes or options.data / "classes.txt"
+    return options
+
+
+def _do(*arguments: str) -> None:
+    code = multigrid(list(arguments))
+    if code:
+        sys.exit(code)
+
+
+def _pycocotools(folder) -> dict:
+    """The same figures by the reference implementation, from the files alone."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        truth = COCO(str(folder / "ground_truth.json"))
+        evaluation = COCOeval(truth, truth.loadRes(str(folder / "detections.json")), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {"mAP": float(evaluation.stats[0]), "mAP50": float(evaluation.stats[1]), "mAP75": float(evaluation.stats[2])}
+
+
+def _commit() -> str:
+    words = ["git", "-C", str(CONFIG.parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def _append(table, row) -> None:
+    table.parent.mkdir(parents=True, exist_ok=True)
+    new = not table.exists()
+    with open(table, "a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

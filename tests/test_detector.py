@@ -1,0 +1,331 @@
+"""The detector: what goes in, what a fresh one says, one loss for fit, evaluate and the breakdown, save and load."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from multigrid.config import LOSS_PARTS
+from multigrid.geometry.cells import split_channels
+from multigrid.losses.multigrid_loss import MultiGridLoss
+from multigrid.models.detector import COUNT_NAMES, LossParts, MultiGridDetector
+
+pytestmark = pytest.mark.backend
+
+ANCHORS = [[[40.0, 28.0], [70.0, 50.0]], [[20.0, 14.0], [30.0, 34.0]], [[8.0, 6.0], [12.0, 15.0]]]
+CLASSES = 3
+NARROW = {"width": 1 / 16, "depth": 1 / 8}
+SCALES = {"coord_scale": 2.5, "object_scale": 1.5, "no_object_scale": 0.7, "anchor_scale": 0.3, "class_scale": 0.6}
+STRIDES = (32, 16, 8)
+
+
+def build(**options):
+    keras.utils.set_random_seed(11)
+    options = {"criterion": MultiGridLoss(ANCHORS, CLASSES, **SCALES), **NARROW, **options}
+    return MultiGridDetector(ANCHORS, CLASSES, **options)
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    """A compiled detector and its weights."""
+    detector = build()
+    detector.compile(keras.optimizers.SGD(0.01), jit_compile=detector.prefers_xla)
+    # Fresh blocks pass their input on and fresh statistics are those of no image: move both, so that nothing is hidden.
+    rng = np.random.default_rng(2)
+    weights = detector.get_weights()
+    detector.set_weights([w + rng.uniform(0.0, 0.2, w.shape) if w.ndim == 1 else w for w in weights])
+    return detector, detector.get_weights()
+
+
+@pytest.fixture
+def detector(prepared):
+    """The compiled detector, with the same weights in every test."""
+    prepared[0].set_weights(prepared[1])
+    prepared[0].reset_metrics()
+    return prepared[0]
+
+
+def draw(count=4, height=64, width=96):
+    """Images of noise with 0, 1 or 2 boxes of several sizes."""
+    rng = np.random.default_rng(17)
+    images = rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    boxes, classes = np.zeros((count, 8, 4), "float32"), np.full((count, 8), -1, "int32")
+    for row in range(count):
+        for number in range(row % 3):
+            w, h = rng.uniform(8.0, 60.0), rng.uniform(6.0, 40.0)
+            left, top = rng.uniform(0.0, width - w), rng.uniform(0.0, height - h)
+            boxes[row, number] = (left, top, left + w, top + h)
+            classes[row, number] = rng.integers(CLASSES)
+    return images, {"boxes": boxes, "classes": classes}
+
+
+def part_of(truth, rows):
+    return {name: values[rows] for name, values in truth.items()}
+
+
+def number(value):
+    return float(keras.ops.convert_to_numpy(value))
+
+
+def everything(detector):
+    """All state, as bytes."""
+    variables = [*detector.variables, *detector.metrics_variables, *detector.optimizer.variables]
+    return [np.asarray(keras.ops.convert_to_numpy(variable)).tobytes() for variable in variables]
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of 4, the last one shorter; with targets or without."""
+
+    def __init__(self, images, truth=None):
+        super().__init__()
+        self.images, self.truth = images, truth
+
+    def __len__(self):
+        return -(-len(self.images) // 4)
+
+    def __getitem__(self, index):
+        rows = slice(4 * index, 4 * index + 4)
+        return (self.images[rows],) if self.truth is None else (self.images[rows], part_of(self.truth, rows))
+
+
+# --- what goes in, what comes out
+
+
+def test_grids_come_coarse_to_fine_with_5_and_anchors_and_classes_as_channels(detector):
+    # 64 × 96 at strides 32, 16, 8; 5 + 2 + 3 channels
+    grids = detector.predict_on_batch(draw()[0])
+    assert [grid.shape for grid in grids] == [(4, 2, 3, 10), (4, 4, 6, 10), (4, 8, 12, 10)]
+    assert {grid.dtype.name for grid in grids} == {"float32"}
+
+
+def test_a_fresh_detector_believes_its_priors():
+    fresh = build(objectness_prior=0.02)
+    for grid in fresh.predict_on_batch(draw()[0]):
+        channels = split_channels(grid, 2)
+        np.testing.assert_allclose(1.0 / (1.0 + np.exp(-channels.objectness)), 0.02, atol=0.01)
+        # three classes, all as likely: 1/3
+        np.testing.assert_allclose(1.0 / (1.0 + np.exp(-channels.classes)), 1 / 3, atol=0.1)
+        for rest in (channels.xy, channels.wh, channels.anchor):
+            np.testing.assert_allclose(rest, 0.0, atol=0.4)
+
+
+def test_the_default_prior_is_one_in_a_hundred_cells():
+    # ln(0.01 / 0.99) = -4.595, ln((1/3) / (2/3)) = -0.693
+    np.testing.assert_allclose(build().initial_bias(), [0, 0, 0, 0, -4.595, 0, 0, -0.693, -0.693, -0.693], atol=1e-3)
+
+
+def test_bytes_are_what_the_backbone_sees_between_0_and_1(detector):
+    images = draw()[0]
+    assert images.min() == 0 and images.max() == 255
+    rest = keras.Model(detector.get_layer("scale_to_unit").output, detector.outputs)
+    expected = rest.predict_on_batch(images.astype("float32") / 255.0)
+    for found, wanted in zip(detector.predict_on_batch(images), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+def test_images_that_are_not_bytes_are_refused(detector, dtype):
+    with pytest.raises(TypeError, match=rf"expected uint8 in 0\.\.255 \(scaling is inside\), received {dtype}"):
+        detector(draw()[0].astype(dtype))
+
+
+def test_images_that_are_not_bytes_are_refused_by_predict_and_fit_too(detector):
+    images, truth = draw()
+    for act in (lambda: detector.predict(images / 255.0, verbose=0), lambda: detector.fit(images / 255.0, truth)):
+        with pytest.raises(TypeError, match="expected uint8"):
+            act()
+
+
+@pytest.mark.parametrize("size", [(65, 96), (64, 80)])
+def test_sides_off_the_coarsest_grid_are_refused(detector, size):
+    with pytest.raises(ValueError, match=r"sides that are multiples of 32, received \(4, "):
+        detector(draw(4, *size)[0])
+
+
+@pytest.mark.parametrize("anchors", [ANCHORS[:2], [[40.0, 28.0]] * 3, [[[1.0, 2.0, 3.0]]] * 3])
+def test_anchors_of_another_shape_are_refused(anchors):
+    with pytest.raises(ValueError, match=r"anchors: expected shape \[3, A, 2\], received"):
+        MultiGridDetector(anchors, CLASSES, **NARROW)
+
+
+def test_another_backbone_takes_the_place_of_darknet():
+    images = keras.Input((None, None, 3))
+    maps, x = {}, images
+    for stride in (2, 4, 8, 16, 32):
+        x = maps[f"stride_{stride}"] = keras.layers.Conv2D(4, 3, strides=2, padding="same")(x)
+    own = keras.Model(images, {name: maps[name] for name in ("stride_8", "stride_16", "stride_32")}, name="own")
+    detector = build(backbone=own)
+    assert detector.backbone is own and "darknet53" not in [layer.name for layer in detector.layers]
+    assert [grid.shape for grid in detector.predict_on_batch(draw()[0])] == [
+        (4, 2, 3, 10), (4, 4, 6, 10), (4, 8, 12, 10)
+    ]  # fmt: skip
+
+
+def test_mixed_precision_computes_in_bfloat16_and_answers_in_float32():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        mixed = build()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert mixed.backbone.get_layer("stem_conv").compute_dtype == "bfloat16"
+    images, truth = draw()
+    assert {grid.dtype.name for grid in mixed.predict_on_batch(images)} == {"float32"}
+    assert keras.backend.standardize_dtype(mixed.loss_breakdown(images, truth).total.dtype) == "float32"
+
+
+# --- the loss
+
+
+def test_the_loss_that_keras_asks_for_is_the_criterions_total(detector):
+    images, truth = draw()
+    grids = detector(images)
+    expected = number(detector.criterion(truth, grids))
+    assert expected > 0
+    assert number(detector.compute_loss(images, truth, grids)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_evaluate_reports_the_breakdown_of_the_same_batch(detector):
+    images, truth = draw()
+    logs = detector.evaluate(images, truth, batch_size=4, verbose=0, return_dict=True)
+    breakdown = detector.loss_breakdown(images, truth)
+    assert logs["loss"] == pytest.approx(number(breakdown.total), rel=1e-5)
+    for name in LOSS_PARTS:
+        assert logs[f"{name}_loss"] == pytest.approx(number(breakdown.part(name)), rel=1e-5)
+        for stride, value in zip(STRIDES, breakdown.parts[name], strict=True):
+            assert logs[f"{name}_loss_{stride}"] == pytest.approx(number(value), rel=1e-5, abs=1e-9)
+    for name in COUNT_NAMES:  # an image
+        assert logs[name] == pytest.approx(number(keras.ops.sum(breakdown.counts[name])) / 4)
+
+
+def test_fits_first_step_reports_the_breakdown_in_training_mode(detector):
+    images, truth = draw()
+    before = detector.loss_breakdown(images, truth, training=True)
+    logs = detector.train_on_batch(images, truth, return_dict=True)
+    assert float(logs["loss"]) == pytest.approx(number(before.total), rel=1e-5)
+    for name in LOSS_PARTS:
+        assert float(logs[f"{name}_loss"]) == pytest.approx(number(before.part(name)), rel=1e-5)
+    # BatchNorm by this batch is not BatchNorm by moving averages: were the two equal, this test would show nothing
+    assert number(detector.loss_breakdown(images, truth).total) != pytest.approx(number(before.total), rel=1e-3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_breakdown_changes_nothing(detector, training):
+    images, truth = draw()
+    detector.evaluate(images, truth, batch_size=4, verbose=0)  # whatever is made at first use exists
+    before = everything(detector)
+    detector.loss_breakdown(images, truth, training=training)
+    assert everything(detector) == before
+
+
+def test_an_epochs_parts_add_up_to_its_loss_whatever_the_last_batchs_size(detector):
+    images, truth = draw(10)  # batches of 4, 4 and 2
+    history = detector.fit(Batches(images, truth), epochs=2, verbose=0, shuffle=False).history
+    assert len(history["loss"]) == 2
+    for epoch in range(2):
+        logs = {name: values[epoch] for name, values in history.items()}
+        total = sum(SCALES[scale] * logs[f"{name}_loss"] for name, scale in LOSS_PARTS.items())
+        assert logs["loss"] == pytest.approx(total, rel=1e-5)
+        assert logs["objectness_loss"] == pytest.approx(logs["object_loss"] + logs["no_object_loss"], rel=1e-6)
+        for name in LOSS_PARTS:
+            by_scale = [logs[f"{name}_loss_{stride}"] for stride in STRIDES]
+            assert sum(by_scale) == pytest.approx(logs[f"{name}_loss"], rel=1e-5)
+        assert logs["objects"] == pytest.approx((truth["classes"] >= 0).sum() / 10)
+
+
+def test_an_uneven_last_batch_weighs_by_its_images(detector):
+    images, truth = draw(10)
+    found = detector.evaluate(Batches(images, truth), verbose=0, return_dict=True)["loss"]
+    rows = [slice(0, 4), slice(4, 8), slice(8, 10)]
+    totals = [number(detector.loss_breakdown(images[part], part_of(truth, part)).total) for part in rows]
+    assert found == pytest.approx((4 * totals[0] + 4 * totals[1] + 2 * totals[2]) / 10, rel=1e-5)
+
+
+def test_loss_parts_are_means_over_images():
+    tracker = LossParts((32, 16))
+
+    class Breakdown:
+        def __init__(self, images, value):
+            self.parts = {name: np.array([value, 2.0 * value], "float32") for name in LOSS_PARTS}
+            self.counts = {name: np.array([images, images], "float32") for name in ("images", *COUNT_NAMES)}
+
+    tracker.update_state(Breakdown(4, 1.0))
+    tracker.update_state(Breakdown(1, 6.0))
+    logs = {name: number(value) for name, value in tracker.result().items()}
+    # (4 · 1 + 1 · 6) / 5 = 2 at stride 32, twice that at 16; counts are sums: (4 + 1) · 2 scales / 5 images
+    assert (logs["anchor_loss_32"], logs["anchor_loss_16"], logs["anchor_loss"]) == (2.0, 4.0, 6.0)
+    assert (logs["objectness_loss"], logs["positives"]) == (12.0, 2.0)
+    tracker.reset_state()
+    assert number(tracker.result()["anchor_loss"]) == 0.0
+
+
+def test_thirty_steps_on_one_batch_bring_the_loss_down(detector):
+    images, truth = draw()
+    first = detector.train_on_batch(images, truth, return_dict=True)["loss"]
+    for _ in range(29):
+        detector.reset_metrics()
+        last = detector.train_on_batch(images, truth, return_dict=True)["loss"]
+    assert float(last) < 0.6 * float(first)
+
+
+def test_images_without_objects_leave_only_the_loss_of_empty_cells(detector):
+    images, truth = draw()
+    logs = detector.train_on_batch(images, {**truth, "classes": np.full((4, 8), -1, "int32")}, return_dict=True)
+    empty = {"localization", "object", "anchor", "classification"}
+    assert {name for name in LOSS_PARTS if float(logs[f"{name}_loss"]) == 0.0} == empty
+    assert all(np.all(np.isfinite(value)) for value in detector.get_weights())
+
+
+# --- the contract of a Keras model
+
+
+def test_what_predict_makes_of_an_array_it_makes_of_a_dataset(detector):
+    images = draw(10)[0]
+    by_array = detector.predict(images, batch_size=4, verbose=0)
+    by_dataset = detector.predict(Batches(images), verbose=0)
+    for one, other in zip(by_array, by_dataset, strict=True):
+        assert len(one) == 10
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_predicting_needs_no_compile_and_training_does():
+    images, truth = draw()
+    fresh = build()
+    assert len(fresh.predict(images, verbose=0)) == 3
+    with pytest.raises(ValueError, match="compile"):
+        fresh.fit(images, truth)
+
+
+def test_without_a_criterion_it_predicts_and_says_what_training_lacks():
+    images, truth = draw()
+    bare = build(criterion=None)
+    assert len(bare.predict_on_batch(images)) == 3
+    bare.compile(keras.optimizers.SGD(0.01), jit_compile=False)
+    for act in (lambda: bare.fit(images, truth, verbose=0), lambda: bare.loss_breakdown(images, truth)):
+        with pytest.raises(ValueError, match="criterion: expected a MultiGridLoss to train or evaluate with"):
+            act()
+
+
+def test_the_config_is_plain_json_and_makes_the_same_detector():
+    options = {"neck": "full", "offset_activation": "sigmoid", "class_activation": "softmax", "objectness_prior": 0.03}
+    one = build(**options, name="mine")
+    config = one.get_config()
+    other = MultiGridDetector.from_config(json.loads(json.dumps(config)))
+    for name in ("anchors", "num_classes", "width", "depth", "objectness_prior", "name", *options):
+        assert getattr(other, name) == getattr(one, name)
+    assert other.criterion.get_config() == one.criterion.get_config()
+    assert [v.shape for v in other.weights] == [v.shape for v in one.weights]
+    np.testing.assert_allclose(other.initial_bias()[4], np.log(0.03 / 0.97), rtol=1e-6)
+    assert MultiGridDetector.from_config(build(criterion=None).get_config()).criterion is None
+
+
+def test_a_saved_detector_comes_back_whole(detector, tmp_path):
+    images, truth = draw()
+    detector.save(tmp_path / "detector.keras")
+    again = keras.saving.load_model(tmp_path / "detector.keras")
+    assert isinstance(again, MultiGridDetector) and again.compiled
+    for one, other in zip(detector.predict_on_batch(images), again.predict_on_batch(images), strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-6)
+    expected = number(detector.loss_breakdown(images, truth).total)
+    assert number(again.loss_breakdown(images, truth).total) == pytest.approx(expected, rel=1e-6)
+    assert again.evaluate(images, truth, verbose=0, return_dict=True)["loss"] == pytest.approx(expected, rel=1e-5)
