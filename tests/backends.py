@@ -13,27 +13,36 @@ def compiled(function):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def value_and_gradients(function, *arrays):
-    """A scalar function of float arrays and its gradients.
+def with_gradients(function):
+    """A function's value and gradients with respect to the first of its arguments, a list of float arrays.
 
     Args:
-        function: takes as many tensors as there are arrays; returns a scalar tensor.
-        arrays: float32 NumPy arrays.
+        function: takes a list of tensors, and whatever else; returns a scalar tensor.
 
     Returns:
-        The value, a float, and a list of NumPy gradients, one an array.
+        A function of the same arguments that returns the value, a float, and a list of NumPy gradients.
     """
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        tensors = [tf.constant(array) for array in arrays]
-        with tf.GradientTape() as tape:
-            tape.watch(tensors)
-            value = function(*tensors)
-        gradients = tape.gradient(value, tensors, unconnected_gradients="zero")
+        def differentiate(arrays, *rest):
+            tensors = [tf.constant(array) for array in arrays]
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                value = function(tensors, *rest)
+            return value, tape.gradient(value, tensors, unconnected_gradients="zero")
     else:
         import jax
 
-        every = tuple(range(len(arrays)))
-        value, gradients = compiled(jax.value_and_grad(function, argnums=every))(*arrays)
-    return float(value), [np.asarray(gradient) for gradient in gradients]
+        differentiate = compiled(jax.value_and_grad(function))
+
+    def run(arrays, *rest):
+        value, gradients = differentiate(list(arrays), *rest)
+        return float(value), [np.asarray(gradient) for gradient in gradients]
+
+    return run
+
+
+def value_and_gradients(function, *arrays):
+    """The value of a scalar function of so many float arrays, and its gradients."""
+    return with_gradients(lambda tensors: function(*tensors))(arrays)

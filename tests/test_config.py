@@ -8,7 +8,8 @@ import sys
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from multigrid import config as config_module
+from multigrid.config import sections as sections_module
+from multigrid.config import words as words_module
 from multigrid.config import Config, ConfigLoader, LossConfig, describe
 from multigrid.errors import InputError
 
@@ -47,13 +48,13 @@ def test_a_file_with_one_key_leaves_every_other_default(write):
     assert config.training.epochs == 3
     assert config.training.model_copy(update={"epochs": 100}) == Config().training
     assert config.model == Config().model and config.loss == LossConfig()
-    assert LossConfig().coord_scale == 1.0
+    assert LossConfig().class_weights is None
 
 
 def test_every_section_is_built_without_arguments_and_every_default_passes_its_own_check():
-    sections = [each for each in vars(config_module).values() if isinstance(each, type) and issubclass(each, BaseModel)]
+    sections = [each for each in vars(sections_module).values() if isinstance(each, type) and issubclass(each, BaseModel)]
     sections = [
-        each for each in sections if each.__module__ == "multigrid.config" and not each.__name__.startswith("_")
+        each for each in sections if each.__module__ == "multigrid.config.sections" and not each.__name__.startswith("_")
     ]
     assert len(sections) == 9
     for section in sections:
@@ -61,11 +62,11 @@ def test_every_section_is_built_without_arguments_and_every_default_passes_its_o
 
 
 def test_every_key_has_a_description_and_a_phrase_for_its_values():
-    fields = dict(config_module._fields())
+    fields = dict(sections_module.fields())
     assert len(fields) == 8 + 5 + 7 + 6 + 14 + 17 + 4 + 1 + 2  # data, shapes, model, … output, top level
     for path, info in fields.items():
         assert info.description and info.description.endswith("."), path
-        assert config_module._says(info).text, path
+        assert words_module.says(info).text, path
 
 
 def test_the_config_is_frozen():
@@ -497,7 +498,7 @@ def test_the_defaults_saved_load_back_with_an_absolute_folder(write, tmp_path):
 def test_the_reference_of_all_keys_is_up_to_date():
     page = (CHECKOUT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert page.split("<!-- generated -->\n\n")[1] == describe(), "run `make docs`"
-    assert "| `model_config` |" in page and page.count("\n| `") == len(dict(config_module._fields())) + 1
+    assert "| `model_config` |" in page and page.count("\n| `") == len(dict(sections_module.fields())) + 1
 
 
 def test_reading_a_config_imports_no_framework():

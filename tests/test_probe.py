@@ -53,8 +53,10 @@ def test_every_shipped_training_config_is_probed_here():
     assert found == set(SHIPPED)
 
 
-@pytest.mark.parametrize("path", SHIPPED)
-@pytest.mark.parametrize("settings", [(), ("loss.assignment=paper", "loss.localization=mse", "loss.classification=focal")])
+OTHER_OPTIONS = ("loss.assignment=paper", "loss.localization=mse", "loss.classification=focal", "loss.anchor=bce")
+
+
+@pytest.mark.parametrize(("path", "settings"), [*((path, ()) for path in SHIPPED), (SHIPPED[0], OTHER_OPTIONS)])
 def test_the_total_is_what_evaluate_reports(path, settings, small):
     trainer = MultiGridTrainer(ConfigLoader.load(CHECKOUT / path, [*small, *settings]))
     records = list(run_probe(trainer, 2))

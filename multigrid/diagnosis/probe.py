@@ -65,7 +65,9 @@ def check_against_evaluate(detector, images, truth) -> float:
     evaluated = detector.evaluate(images, truth, batch_size=len(images), verbose=0, return_dict=True)["loss"]
     difference = abs(probed - evaluated) / max(1.0, abs(evaluated))
     if math.isfinite(probed + evaluated) and difference > AGREEMENT:
-        raise ProbeMismatchError(f"total: expected {evaluated!r} as evaluate reports it, received {probed!r} from the probe")
+        raise ProbeMismatchError(
+            f"total: expected {evaluated!r} as evaluate reports it, received {probed!r} from the probe"
+        )
     return difference
 
 
