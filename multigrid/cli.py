@@ -257,7 +257,9 @@ def _draw_detections(found, options) -> dict:
 
     labels = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
     colours = [class_colour(index) for index in found.class_ids]
-    name = pathlib.Path(found.path).with_suffix(".jpg").name
+    name = pathlib.Path(found.path).name
+    if pathlib.Path(name).suffix.lower() not in (".jpg", ".jpeg", ".png"):
+        name += ".png"  # beside the old ending: a.bmp and a.tif stay two pictures
     picture = draw_boxes(read_image(found.path), found.boxes, labels, colours)
     save_image(pathlib.Path(options.output_dir) / name, picture)
     detections = [

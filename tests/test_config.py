@@ -483,7 +483,7 @@ loss: {class_weights: {auto: inverse}, loss_normalization: [batch, grid]}
     config.save(saved)
     monkeypatch.chdir(tmp_path)
     assert ConfigLoader.load(saved) == config
-    assert saved.read_text(encoding="utf-8").startswith(f"# multigrid train --config '{saved}'\n")
+    assert saved.read_text(encoding="utf-8").startswith(f"# multigrid train --config '{saved}' output.dir=null\n")
     assert "model_config" not in saved.read_text(encoding="utf-8")
 
 

@@ -110,7 +110,8 @@ def test_the_layers_config_makes_it_again():
 @pytest.fixture(scope="module")
 def detector():
     keras.utils.set_random_seed(4)
-    return MultiGridDetector(ANCHORS, CLASSES, width=1 / 16, depth=1 / 8, class_activation="softmax")
+    kinds = {"offset_activation": "sigmoid", "class_activation": "softmax"}
+    return MultiGridDetector(ANCHORS, CLASSES, width=1 / 16, depth=1 / 8, **kinds)
 
 
 def test_a_decoder_behind_a_detector_reads_its_grids_and_shares_its_weights(detector):
@@ -118,7 +119,7 @@ def test_a_decoder_behind_a_detector_reads_its_grids_and_shares_its_weights(dete
     model = with_decoder(detector)
 
     def agree():
-        expected = decode(detector.predict_on_batch(images), class_activation="softmax")
+        expected = decode(detector.predict_on_batch(images), offset_activation="sigmoid", class_activation="softmax")
         found = model.predict_on_batch(images)
         for name in ("boxes", "scores"):
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-4)

@@ -152,6 +152,14 @@ def test_anchors_of_another_shape_are_refused(anchors):
         MultiGridDetector(anchors, CLASSES, **NARROW)
 
 
+def test_a_criterion_that_reads_the_grids_otherwise_is_refused():
+    other = MultiGridLoss(ANCHORS, CLASSES, offset_activation="tanh")
+    with pytest.raises(ValueError, match="criterion: expected its offset_activation to be 'sigmoid', received 'tanh'"):
+        build(criterion=other, offset_activation="sigmoid")
+    with pytest.raises(ValueError, match="criterion: expected its num_classes to be 3, received 4"):
+        build(criterion=MultiGridLoss(ANCHORS, CLASSES + 1))
+
+
 def test_another_backbone_takes_the_place_of_darknet():
     images = keras.Input((None, None, 3))
     maps, x = {}, images
@@ -306,8 +314,9 @@ def test_without_a_criterion_it_predicts_and_says_what_training_lacks():
 
 
 def test_the_config_is_plain_json_and_makes_the_same_detector():
-    options = {"neck": "full", "offset_activation": "sigmoid", "class_activation": "softmax", "objectness_prior": 0.03}
-    one = build(**options, name="mine")
+    options = {"neck": "full", "offset_activation": "tanh", "class_activation": "softmax", "objectness_prior": 0.03}
+    criterion = MultiGridLoss(ANCHORS, CLASSES, offset_activation="tanh", localization="mse", **SCALES)
+    one = build(criterion=criterion, **options, name="mine")
     config = one.get_config()
     other = MultiGridDetector.from_config(json.loads(json.dumps(config)))
     for name in ("anchors", "num_classes", "width", "depth", "objectness_prior", "name", *options):

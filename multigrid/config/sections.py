@@ -143,7 +143,7 @@ class TrainingConfig(_Section):
     momentum: Number = Field(0.9, ge=0, lt=1, description="Momentum of sgd, beta 1 of adam and adamw.")
     weight_decay: Number = Field(5e-4, ge=0, description="Decay of kernels; biases and normalization have none.")
     warmup_epochs: Number = Field(1.0, ge=0, description="Epochs of linear warm-up; fractions count.")
-    max_grad_norm: Number | None = Field(10.0, gt=0, description="Gradients of a larger global norm are scaled to it.")
+    max_grad_norm: Number | None = Field(1000.0, gt=0, description="Gradients of a larger global norm are scaled to it.")
     ema: Number | None = Field(
         0.99, gt=0, lt=1, description="Momentum of the moving average of weights that is evaluated and saved."
     )
@@ -163,7 +163,7 @@ class LossConfig(_Section):
     anchor_scale: Number = Field(1.0, ge=0, description="Multiplies the anchor loss.")
     class_scale: Number = Field(1.0, ge=0, description="Multiplies the classification loss.")
     loss_normalization: Normalization = Field(
-        ("positives",),
+        ("batch",),
         description="Divides every part: by images of the batch, positive cells, or all cells; a list multiplies them.",
     )
     assignment: Literal["inside", "paper", "single", "best"] = Field(
@@ -232,7 +232,8 @@ class Config(_Section):
         path = os.path.abspath(path)
         body = yaml.dump(plain(values), Dumper=YamlDumper, sort_keys=False, default_flow_style=None, allow_unicode=True)
         with open(path, "w", encoding="utf-8") as file:
-            file.write(f"# multigrid train --config {shlex.quote(path)}\n{body}")
+            # a run folder takes one run: whoever repeats it gets a new one
+            file.write(f"# multigrid train --config {shlex.quote(path)} output.dir=null\n{body}")
 
 
 MODEL_FILE_KEY = "model_config"

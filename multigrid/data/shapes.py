@@ -24,10 +24,10 @@ from multigrid.data.samples import Sample, write_samples
 from multigrid.errors import InputError
 
 CLASS_NAMES = ("disc", "triangle", "star", "ring", "cross", "bar")
-DRAWING_VERSION = 1  # raise it with every change that moves a pixel or a box: folders drawn before are then redrawn
+DRAWING_VERSION = 2  # raise it with every change that moves a pixel or a box: folders drawn before are then redrawn
 MANIFEST = "shapes.json"
 
-LEAST_VISIBLE = 0.55  # of a shape's whole area, whatever hides it: another shape or the image's border
+LEAST_VISIBLE = 0.65  # of a shape's whole area, whatever hides it: another shape or the image's border
 CLIPPED_SHARE = 0.13  # of the shapes of SMALLEST_CLIPPED or more lie across the image's border: a tenth of all
 SMALLEST_CLIPPED = 24  # pixels on the shorter side of the box; the rest of a smaller shape could be anything
 EMPTY_SHARE = 0.04  # of the scenes are background only
@@ -57,14 +57,14 @@ def draw_scene(
     seed: int | np.random.Generator,
     *,
     image_size: tuple[int, int] | None = None,
-    objects: tuple[int, int] = (1, 8),
-    sizes: tuple[float, float] = (14.0, 160.0),
+    objects: tuple[int, int] = (1, 6),
+    sizes: tuple[float, float] = (24.0, 150.0),
 ) -> Scene:
     """A scene, the same for the same seed.
 
     Args:
         seed: an integer, or the generator to draw from.
-        image_size: (height, width) in pixels; drawn too if not given: 180..300 x 240..400, sometimes on its side.
+        image_size: (height, width) in pixels; drawn too if not given: 160..224 x 208..288, sometimes on its side.
         objects: the least and the largest number of shapes; where no room is left for one, it is left out.
         sizes: the least and the largest size, log-uniform between: the square root of a box's area, in pixels. No shape
             is longer than 0.8 of the image, and none thinner than 8 px unless that would make it so.
@@ -176,8 +176,8 @@ def rasterize(contours: list[np.ndarray]) -> np.ndarray:
 
 
 def _draw_image_size(rng: np.random.Generator) -> tuple[int, int]:
-    height, width = int(rng.integers(180, 301)), int(rng.integers(240, 401))
-    return (width, height) if rng.random() < 0.2 else (height, width)
+    height, width = int(rng.integers(160, 225)), int(rng.integers(208, 289))
+    return (width, height) if rng.random() < 0.1 else (height, width)
 
 
 def _draw_background(height: int, width: int, rng: np.random.Generator) -> np.ndarray:

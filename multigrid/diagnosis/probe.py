@@ -191,6 +191,8 @@ def _best_constant_outputs(detector, targets, grids) -> list:
     """
     batch = len(targets.classes)
     vectors = _frequencies_and_means(detector, targets)
+    for vector in vectors:
+        vector[4] = 1.0  # any logit but 0, which would hide the targets from the loss
     first = _plain(detector.criterion.breakdown(targets, _constant_outputs(vectors, grids, batch)))
     for row, vector in enumerate(vectors):
         positives, negatives = first.counts["positives"][row], first.counts["negatives"][row]

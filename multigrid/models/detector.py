@@ -54,6 +54,9 @@ class MultiGridDetector(keras.Model):
         anchors = np.asarray(anchors, "float32")
         if anchors.ndim != 3 or anchors.shape[0] != len(STRIDES) or anchors.shape[2] != 2:
             raise ValueError(f"anchors: expected shape [{len(STRIDES)}, A, 2], received {anchors.shape}")
+        for key, own in (("num_classes", num_classes), ("offset_activation", offset_activation)):
+            if criterion is not None and getattr(criterion, key, own) != own:
+                raise ValueError(f"criterion: expected its {key} to be {own!r}, received {getattr(criterion, key)!r}")
         backbone = backbone or darknet53(width, depth)
         images = keras.Input((None, None, 3), dtype="uint8", name="images")
         features = backbone(layers.Rescaling(1.0 / 255.0, name="scale_to_unit")(images))

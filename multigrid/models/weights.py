@@ -116,11 +116,11 @@ def _opened(path):
 def _write_legacy(model, path):
     layers = [layer for layer in model._flatten_layers(include_self=False) if _own_variables(layer)]
     with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
+        file.attrs["layer_names"] = np.array([layer.name.encode() for layer in layers])
         for layer in layers:
             group = file.create_group(layer.name)
             names = [f"{layer.name}/{variable.name}:0" for variable in _own_variables(layer)]
-            group.attrs["weight_names"] = [name.encode() for name in names]
+            group.attrs["weight_names"] = np.array([name.encode() for name in names])
             for name, variable in zip(names, _own_variables(layer), strict=True):
                 group[name] = keras.ops.convert_to_numpy(variable)
 

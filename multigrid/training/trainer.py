@@ -113,6 +113,8 @@ class MultiGridTrainer:
         self._need_data()
         if self.detector is None or not self.detector.compiled:
             self.build_model()
+        if self.detector.criterion is None:
+            raise ValueError("detector: expected one with a criterion to train with, received one without")
         self.run_dir = self._new_run_dir()
         self.config.save(self.run_dir / "config.yaml")
         snapshots.save_training_batch(self.run_dir / "train_batch.jpg", self.train_data, self.detector, self._names())

@@ -1,0 +1,216 @@
+"""Callbacks: what stops a training and says why, and what goes into the logs."""
+
+import math
+
+import cv2
+import keras
+import numpy as np
+import pytest
+
+from multigrid.data.generator import MultiGridDataGenerator
+from multigrid.data.samples import Sample
+from multigrid.losses.multigrid_loss import MultiGridLoss
+from multigrid.models.detector import MultiGridDetector
+from multigrid.training.callbacks import (
+    EpochLines,
+    NonFiniteLossError,
+    OptimizerFigures,
+    StopOnNonFinite,
+    ValidationMetrics,
+)
+from multigrid.training.optimizers import build_optimizer, warmup_cosine
+
+ANCHORS = [[[40.0, 28.0], [70.0, 50.0]], [[20.0, 14.0], [30.0, 34.0]], [[8.0, 6.0], [12.0, 15.0]]]
+STEPS = 3  # of an epoch: batches of 2, 2 and 1
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    folder, made = tmp_path_factory.mktemp("images"), []
+    rng = np.random.default_rng(8)
+    for number in range(5):
+        path = str(folder / f"image {number}.png")
+        cv2.imwrite(path, rng.integers(0, 256, (64, 96, 3), dtype=np.uint8))
+        # 22 × 15 fits the anchor (20, 14) of stride 16 best
+        box = np.array([[10 + 3 * number, 20, 32 + 3 * number, 35]], "float32")
+        made.append(Sample(path, box, np.array([number % 3], "int32"), number + 1, (64, 96)))
+    return MultiGridDataGenerator(made, input_size=(64, 96), batch_size=2, shuffle=True, seed=3)
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    keras.utils.set_random_seed(2)
+    made = MultiGridDetector(ANCHORS, 3, width=1 / 16, depth=1 / 8, criterion=MultiGridLoss(ANCHORS, 3))
+    optimizer = build_optimizer(
+        "sgd",
+        warmup_cosine(0.02, steps=2 * STEPS, warmup_steps=0, final_fraction=0.1),
+        momentum=0.0,
+        weight_decay=0.0,
+        max_grad_norm=None,
+        ema=None,
+    )
+    made.compile(optimizer, jit_compile=False)
+    return made, made.get_weights()
+
+
+@pytest.fixture
+def detector(prepared, generator):
+    """The compiled detector, at its first step with the same weights in every test, and the data at its first epoch."""
+    made, weights = prepared
+    made.set_weights(weights)
+    for variable in made.optimizer.variables:
+        variable.assign(np.zeros(variable.shape))
+    generator.epoch = 0
+    return made
+
+
+class Watch(keras.callbacks.Callback):
+    """Keeps what the callbacks before it left in the logs."""
+
+    def __init__(self):
+        super().__init__()
+        self.epochs = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append(dict(logs))
+
+
+class Poison(keras.callbacks.Callback):
+    """Makes a bias of the middle grid NaN before a step."""
+
+    def __init__(self, channel, epoch, step):
+        super().__init__()
+        self.channel, self.when, self.epoch = channel, (epoch, step), 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.epoch, batch) == self.when:
+            bias = self.model.get_layer("grid_16").bias
+            value = keras.ops.convert_to_numpy(bias).copy()
+            value[self.channel] = math.nan
+            bias.assign(value)
+
+
+# --- a loss that is no number
+
+
+def test_a_loss_that_is_no_number_stops_at_its_step_and_names_part_and_images(detector, generator):
+    watch = Watch()
+    files = []
+
+    class Files(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            files.append(generator.files(batch))
+
+    # channel 7 is the first class
+    with pytest.raises(NonFiniteLossError) as caught:
+        detector.fit(
+            generator,
+            epochs=2,
+            shuffle=False,
+            verbose=0,
+            callbacks=[Poison(7, epoch=1, step=1), Files(), StopOnNonFinite(generator), watch],
+        )
+    message = str(caught.value)
+    assert message.startswith("epoch 2, step 2: classification_loss, classification_loss_16")
+    assert " became nan; the batch shows " in message and "anchor" not in message and "object" not in message
+    assert len(watch.epochs) == 1 and len(files) == STEPS + 2
+    assert len(files[-1]) == 2 and message.endswith(", ".join(files[-1]))
+    # the order is drawn anew in every epoch: those of the first would be others
+    assert files[-1] != files[1]
+
+
+def test_several_parts_are_all_named(detector, generator):
+    # channel 4 is objectness, of cells with and without an object
+    words = "epoch 1, step 1: no_object_loss, no_object_loss_16, object_loss, object_loss_16.* objectness_loss became"
+    with pytest.raises(NonFiniteLossError, match=words):
+        detector.fit(generator, verbose=0, callbacks=[Poison(4, epoch=0, step=0), StopOnNonFinite(generator)])
+
+
+def test_infinity_is_no_number_and_plain_numbers_pass():
+    watch = StopOnNonFinite(generator=None)
+    watch.on_train_batch_end(0, {"loss": 3.0, "anchor_loss": 1.0})
+    watch.on_train_batch_end(0, None)
+    with pytest.raises(NonFiniteLossError, match="epoch 1, step 5: anchor_loss became inf; the batch shows unknown"):
+        watch.on_train_batch_end(4, {"loss": math.inf, "anchor_loss": math.inf})
+    with pytest.raises(NonFiniteLossError, match="step 1: loss became nan"):
+        watch.on_train_batch_end(0, {"loss": math.nan, "anchor_loss": 1.0})
+
+
+# --- figures
+
+
+def test_learning_rate_norm_and_seconds_of_every_epoch_are_logged(detector, generator):
+    sums = []
+
+    class Norm(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            sums.append(float(self.model.optimizer.gradient_norm_sum))
+
+    watch = Watch()
+    detector.fit(generator, epochs=2, shuffle=False, verbose=0, callbacks=[Norm(), OptimizerFigures(), watch])
+    first, second = watch.epochs
+    # the mean over the three steps of each epoch
+    assert first["grad_norm"] == pytest.approx(sums[2] / 3, rel=1e-5)
+    assert second["grad_norm"] == pytest.approx((sums[5] - sums[2]) / 3, rel=1e-5)
+    assert min(first["grad_norm"], second["grad_norm"]) > 0
+    # half way of six steps (1 + 0.1) / 2, at the end 0.1 of 0.02
+    assert first["learning_rate"] == pytest.approx(0.02 * 0.55, rel=1e-5)
+    assert second["learning_rate"] == pytest.approx(0.002, rel=1e-5)
+    assert first["seconds"] > 0 and second["seconds"] > 0
+
+
+def test_an_optimizer_that_keeps_no_norm_has_none():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.25), loss="mse")
+    watch = Watch()
+    model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0, callbacks=[OptimizerFigures(), watch])
+    assert math.isnan(watch.epochs[0]["grad_norm"]) and watch.epochs[0]["learning_rate"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "measured"),
+    [(1, 3, [1, 2, 3]), (2, 5, [1, 3, 5]), (2, 4, [1, 3, 4]), (3, 8, [1, 4, 7, 8]), (9, 2, [1, 2])],
+)
+def test_the_first_every_nth_and_the_last_epoch_are_measured(every, epochs, measured):
+    calls = []
+    callback = ValidationMetrics(lambda: calls.append(1) or {"mAP": 0.25, "mAP50": 0.5, "mAP75": 0.1}, every)
+    callback.set_params({"epochs": epochs})
+    rows = []
+    for epoch in range(epochs):
+        logs = {"loss": 1.0}
+        callback.on_epoch_end(epoch, logs)
+        assert set(logs) == {"loss", "val_mAP", "val_mAP50"}
+        rows.append((logs["val_mAP"], logs["val_mAP50"]))
+    assert [epoch for epoch, row in enumerate(rows, start=1) if row == (0.25, 0.5)] == measured
+    assert len(calls) == len(measured)
+    assert all(np.isnan(row).all() for epoch, row in enumerate(rows, start=1) if epoch not in measured)
+
+
+def test_every_epoch_leaves_one_line(detector, generator, capsys):
+    history = detector.fit(generator, epochs=2, shuffle=False, verbose=0, callbacks=[EpochLines()]).history
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    expected = "  ".join(
+        f"{name} {history[key][1]:.3f}"
+        for name, key in [
+            ("loss", "loss"),
+            ("localization", "localization_loss"),
+            ("objectness", "objectness_loss"),
+            ("anchor", "anchor_loss"),
+            ("classification", "classification_loss"),
+        ]
+    )
+    assert lines[1] == f"epoch 2/2  {expected}"
+
+
+def test_a_line_shows_validation_where_there_is_one(capsys):
+    callback = EpochLines()
+    callback.set_params({"epochs": 9, "steps": 1})
+    callback.on_train_begin()
+    callback.on_epoch_begin(3)
+    callback.on_epoch_end(3, {"loss": 2.0, "val_loss": 1.5, "val_mAP50": 0.5, "val_mAP": math.nan})
+    callback.on_train_end()
+    assert capsys.readouterr().out == "epoch 4/9  loss 2.000  val 1.500  val_mAP50 0.500  val_mAP nan\n"
