@@ -39,7 +39,7 @@ def make_config(files, output, **sections):
         "data": {**files, "workers": 1, "shapes": {"folder": os.path.abspath("datasets/shapes")}},
         "model": {"width": 0.0625, "depth": 0.125, "input_size": (64, 96)},
         "augmentation": {"mosaic_off_epochs": 1},
-        "training": {"epochs": 2, "batch_size": 5, "warmup_epochs": 0.5, "learning_rate": 5e-3},
+        "training": {"epochs": 2, "batch_size": 5, "warmup_epochs": 0.5, "learning_rate": 5e-3, "optimizer": "sgd"},
         "output": {"dir": None if output is None else str(output)},
     }
     return Config(**{name: {**plain.get(name, {}), **sections.get(name, {})} for name in {**plain, **sections}})
@@ -156,7 +156,7 @@ def test_the_same_seed_gives_the_same_curve_and_validation_does_not_disturb_it(f
 
 def test_it_stops_early_and_keeps_the_best_when_it_measures_every_second_epoch(files, tmp_path):
     sections = {
-        "training": {"epochs": 9, "batch_size": 5, "validate_every": 2, "early_stopping": 1, "optimizer": "sgd"},
+        "training": {"epochs": 9, "batch_size": 5, "validate_every": 2, "early_stopping": 1},
         "detection": {"score_threshold": 0.99},  # nothing is found: every mAP is 0, and the first is the best
     }
     trainer = MultiGridTrainer(make_config(files, tmp_path / "three", **sections))

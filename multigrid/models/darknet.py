@@ -13,6 +13,10 @@ LEAKY_SLOPE = 0.1  # Darknet's; Keras' default is 0.3
 BATCH_NORM_EPSILON = 1e-5  # Darknet's; Keras' default 1e-3 changes the outputs of published weights
 BATCH_NORM_MOMENTUM = 0.97  # a small data set has a few hundred steps in all for the statistics to settle
 
+# Where a residual block's scale starts: with no statistics to normalize by yet, 23 blocks of 1 would blow the signal up a
+# thousandfold and a fresh detector's outputs with it; 0.3 learns as fast as 1, and 0 learns slower.
+BLOCK_GAMMA = 0.3
+
 
 def darknet53(width: float = 1.0, depth: float = 1.0, name: str = "darknet53") -> keras.Model:
     """The backbone.
@@ -41,7 +45,7 @@ def scaled(filters: int, width: float) -> int:
     return max(2, 2 * round(filters * width / 2))
 
 
-def convolution(x, filters: int, size: int, *, stride: int = 1, name: str, gamma: str = "ones"):
+def convolution(x, filters: int, size: int, *, stride: int = 1, name: str, gamma: float = 1.0):
     """Convolution without bias, BatchNorm, LeakyReLU: Darknet's building brick. `gamma` starts the BatchNorm's scale."""
     if stride == 2:  # Darknet pads the upper left of an even-sided map; Keras' "same" would pad the lower right
         x = layers.ZeroPadding2D(((1, 0), (1, 0)), name=f"{name}_pad")(x)
@@ -56,7 +60,10 @@ def convolution(x, filters: int, size: int, *, stride: int = 1, name: str, gamma
         name=f"{name}_conv",
     )(x)
     x = layers.BatchNormalization(
-        epsilon=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM, gamma_initializer=gamma, name=f"{name}_bn"
+        epsilon=BATCH_NORM_EPSILON,
+        momentum=BATCH_NORM_MOMENTUM,
+        gamma_initializer=keras.initializers.Constant(gamma),
+        name=f"{name}_bn",
     )(x)
     return layers.LeakyReLU(LEAKY_SLOPE, name=f"{name}_leaky")(x)
 
@@ -66,7 +73,6 @@ def _stage(x, filters, blocks, name):
     for block in range(1, blocks + 1):
         shortcut = x
         x = convolution(x, filters // 2, 1, name=f"{name}_block{block}_reduce")
-        # a fresh block passes its input on: without statistics to normalize by, 23 blocks would blow the signal up
-        x = convolution(x, filters, 3, name=f"{name}_block{block}_expand", gamma="zeros")
+        x = convolution(x, filters, 3, name=f"{name}_block{block}_expand", gamma=BLOCK_GAMMA)
         x = layers.Add(name=f"{name}_block{block}_add")([shortcut, x])
     return x
