@@ -52,9 +52,13 @@ def test_a_file_with_one_key_leaves_every_other_default(write):
 
 
 def test_every_section_is_built_without_arguments_and_every_default_passes_its_own_check():
-    sections = [each for each in vars(sections_module).values() if isinstance(each, type) and issubclass(each, BaseModel)]
     sections = [
-        each for each in sections if each.__module__ == "multigrid.config.sections" and not each.__name__.startswith("_")
+        each for each in vars(sections_module).values() if isinstance(each, type) and issubclass(each, BaseModel)
+    ]
+    sections = [
+        each
+        for each in sections
+        if each.__module__ == "multigrid.config.sections" and not each.__name__.startswith("_")
     ]
     assert len(sections) == 9
     for section in sections:

@@ -143,7 +143,9 @@ class TrainingConfig(_Section):
     momentum: Number = Field(0.9, ge=0, lt=1, description="Momentum of sgd, beta 1 of adam and adamw.")
     weight_decay: Number = Field(5e-4, ge=0, description="Decay of kernels; biases and normalization have none.")
     warmup_epochs: Number = Field(1.0, ge=0, description="Epochs of linear warm-up; fractions count.")
-    max_grad_norm: Number | None = Field(1000.0, gt=0, description="Gradients of a larger global norm are scaled to it.")
+    max_grad_norm: Number | None = Field(
+        1000.0, gt=0, description="Gradients of a larger global norm are scaled to it."
+    )
     ema: Number | None = Field(
         0.99, gt=0, lt=1, description="Momentum of the moving average of weights that is evaluated and saved."
     )

@@ -166,18 +166,14 @@ def _parse_line(text: str, path, number: int) -> list[tuple[float, float]]:
             values += [float(word) for word in group]
         except ValueError:
             received = ",".join(group)
-            raise InputError(
-                f'{path}, line {number}: expected pairs "width,height", received "{received}"'
-            ) from None
+            raise InputError(f'{path}, line {number}: expected pairs "width,height", received "{received}"') from None
         if len(group) % 2:
             received = ",".join(group) if len(groups) > 1 else f"{len(group)} numbers"
             raise InputError(f'{path}, line {number}: expected pairs "width,height", received "{received}"')
     pairs = list(zip(values[0::2], values[1::2], strict=True))
     for width, height in pairs:
         if not (math.isfinite(width) and math.isfinite(height) and width > 0 and height > 0):
-            raise InputError(
-                f'{path}, line {number}: expected positive, finite sizes, received "{width:g},{height:g}"'
-            )
+            raise InputError(f'{path}, line {number}: expected positive, finite sizes, received "{width:g},{height:g}"')
     if not pairs:
         raise InputError(f'{path}, line {number}: expected pairs "width,height", received "{text}"')
     return pairs
@@ -427,7 +423,12 @@ def _draw_sizes(axes, anchors: Anchors, sizes: np.ndarray, fit: AnchorFit) -> No
     for index, (width, height) in enumerate(anchors.flat()):
         colour = f"C{index // anchors.per_scale}"
         axes.text(
-            width, height, str(index), fontsize=8, ha="center", va="center",
+            width,
+            height,
+            str(index),
+            fontsize=8,
+            ha="center",
+            va="center",
             bbox={"boxstyle": "square,pad=0.2", "facecolor": "white", "edgecolor": colour, "alpha": 0.85},
         )
     axes.set(xscale="log", yscale="log", xlabel="width, input pixels", ylabel="height, input pixels")

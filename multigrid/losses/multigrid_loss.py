@@ -198,9 +198,7 @@ class MultiGridLoss:
             "classification": self._classification(raw.classes, encoded),
         }
         in_scale = ops.one_hot(encoded.scale, len(self.strides))
-        return {
-            name: ops.einsum("bmk,bms->s", ops.where(won, value, 0.0), in_scale) for name, value in values.items()
-        }
+        return {name: ops.einsum("bmk,bms->s", ops.where(won, value, 0.0), in_scale) for name, value in values.items()}
 
     def _localization(self, raw, encoded, layout):
         offsets = cell_geometry.offset(raw.xy, self.offset_activation)
