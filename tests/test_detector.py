@@ -32,8 +32,8 @@ def prepared():
     """A compiled detector and its weights."""
     detector = build()
     detector.compile(keras.optimizers.SGD(0.01), jit_compile=detector.prefers_xla)
-    # A fresh head says nothing of the image, fresh blocks pass their input on and fresh statistics are those of no
-    # image: a test would not see what is wrong with any of them.
+    # A fresh head says nothing of the image, fresh blocks add little and fresh statistics are those of no image: a test
+    # would not see what is wrong with any of them.
     rng = np.random.default_rng(2)
     weights = detector.get_weights()
     detector.set_weights([w + rng.uniform(0.0, 0.2, w.shape) if w.ndim == 1 else w for w in weights])
@@ -272,7 +272,7 @@ def test_thirty_steps_on_one_batch_bring_the_loss_down(detector):
     for _ in range(29):
         detector.reset_metrics()
         last = detector.train_on_batch(images, truth, return_dict=True)["loss"]
-    assert float(last) < 0.6 * float(first)
+    assert float(last) < 0.8 * float(first)
 
 
 def test_images_without_objects_leave_only_the_loss_of_empty_cells(detector):

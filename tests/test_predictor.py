@@ -183,7 +183,7 @@ def test_thresholds_and_the_cap_are_obeyed(everywhere):
     def count(**options):
         return len(Predictor(everywhere, NAMES, SIZE, **options).predict(image))
 
-    # No IoU is more than 1: all of 8 · 12 + 4 · 6 + 2 · 3 = 126 cells. Red and blue have sigmoid(5) sigmoid(0) = 0.4967:
+    # No IoU is more than 1: all of 8 · 12 + 4 · 6 + 2 · 3 = 126 cells. Red and blue have sigmoid(5) sigmoid(0), 0.4967:
     # three times as many. The finest grid's 8 × 6 boxes lie in the coarser ones' larger boxes.
     assert count(score_threshold=0.5, nms_threshold=1.0) == 126
     assert count(score_threshold=0.4, nms_threshold=1.0, max_detections=1000) == 378

@@ -13,8 +13,8 @@ LEAKY_SLOPE = 0.1  # Darknet's; Keras' default is 0.3
 BATCH_NORM_EPSILON = 1e-5  # Darknet's; Keras' default 1e-3 changes the outputs of published weights
 BATCH_NORM_MOMENTUM = 0.97  # a small data set has a few hundred steps in all for the statistics to settle
 
-# Where a residual block's scale starts: with no statistics to normalize by yet, 23 blocks of 1 would blow the signal up a
-# thousandfold and a fresh detector's outputs with it; 0.3 learns as fast as 1, and 0 learns slower.
+# Where a residual block's scale starts: with no statistics to normalize by yet, 23 blocks of 1 would blow the signal up
+# a thousandfold and a fresh detector's outputs with it; 0.3 learns as fast as 1, and 0 learns slower.
 BLOCK_GAMMA = 0.3
 
 
@@ -46,7 +46,7 @@ def scaled(filters: int, width: float) -> int:
 
 
 def convolution(x, filters: int, size: int, *, stride: int = 1, name: str, gamma: float = 1.0):
-    """Convolution without bias, BatchNorm, LeakyReLU: Darknet's building brick. `gamma` starts the BatchNorm's scale."""
+    """Convolution without bias, BatchNorm, LeakyReLU: Darknet's brick. `gamma` starts the BatchNorm's scale."""
     if stride == 2:  # Darknet pads the upper left of an even-sided map; Keras' "same" would pad the lower right
         x = layers.ZeroPadding2D(((1, 0), (1, 0)), name=f"{name}_pad")(x)
     padding = "same" if stride == 1 else "valid"
