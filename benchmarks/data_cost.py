@@ -20,13 +20,12 @@ import keras
 from PIL import Image
 
 from multigrid import MultiGridDataGenerator, MultiGridDetector, MultiGridLoss, Sample, read_samples
-from multigrid.assembly import network_sizes
+from multigrid.assembly import build_optimizer, network_sizes
 from multigrid.config import AugmentationConfig, ModelConfig, TrainingConfig
 from multigrid.data.samples import read_class_names
 from multigrid.data.shapes import CLASS_NAMES, draw_scene
-from multigrid.geometry.anchors import fit_anchors
+from multigrid.geometry.anchor_fit import fit_anchors
 from multigrid.report import say, table
-from multigrid.training.optimizers import build_optimizer
 
 INPUT_SIZE, BATCH, WIDTH = (320, 320), 8, 0.25
 SCENES, SCENE_SIZE = 200, (480, 640)
@@ -89,19 +88,11 @@ def _draw(folder: pathlib.Path) -> list[Sample]:
 
 def _detector(samples, num_classes: int) -> MultiGridDetector:
     keras.utils.set_random_seed(0)
-    anchors, training = fit_anchors(network_sizes(samples, INPUT_SIZE)).to_list(), TrainingConfig()
+    anchors = fit_anchors(network_sizes(samples, INPUT_SIZE)).to_list()
     activation = ModelConfig().offset_activation
     criterion = MultiGridLoss(anchors, num_classes, offset_activation=activation)
     detector = MultiGridDetector(anchors, num_classes, width=WIDTH, offset_activation=activation, criterion=criterion)
-    optimizer = build_optimizer(
-        training.optimizer,
-        1e-4,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        ema=training.ema,
-    )
-    detector.compile(optimizer, jit_compile=False)
+    detector.compile(build_optimizer(TrainingConfig(), steps_per_epoch=100), jit_compile=False)
     return detector
 
 

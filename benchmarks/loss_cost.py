@@ -18,10 +18,10 @@ import numpy as np
 import tensorflow as tf
 
 from multigrid import MultiGridDetector, MultiGridLoss
+from multigrid.assembly import build_optimizer
 from multigrid.config import ModelConfig, TrainingConfig
 from multigrid.losses.targets import ASSIGNMENTS
 from multigrid.report import table
-from multigrid.training.optimizers import build_optimizer
 
 SIDE, BATCH, CLASSES = 416, 8, 80
 ANCHORS = [  # YOLOv3's nine, coarse to fine
@@ -67,18 +67,10 @@ def _options() -> argparse.Namespace:
 
 def _detector(width: float, assignment: str) -> MultiGridDetector:
     keras.utils.set_random_seed(0)
-    activation, training = ModelConfig().offset_activation, TrainingConfig()
+    activation = ModelConfig().offset_activation
     criterion = MultiGridLoss(ANCHORS, CLASSES, offset_activation=activation, assignment=assignment)
     detector = MultiGridDetector(ANCHORS, CLASSES, width=width, offset_activation=activation, criterion=criterion)
-    optimizer = build_optimizer(
-        training.optimizer,
-        1e-4,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        ema=training.ema,
-    )
-    detector.compile(optimizer, jit_compile=False)
+    detector.compile(build_optimizer(TrainingConfig(), steps_per_epoch=100), jit_compile=False)
     return detector
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 
-from multigrid.config import SHAPES, Config
+from multigrid import report
+from multigrid.config import SHAPES, Config, TrainingConfig
 from multigrid.data import shapes
 from multigrid.data.defects import describe_defects
 from multigrid.data.generator import MultiGridDataGenerator
@@ -17,11 +19,15 @@ from multigrid.data.images import Letterbox, check_images
 from multigrid.data.samples import Sample, read_class_names, read_samples
 from multigrid.detection.predictor import Predictor
 from multigrid.errors import InputError
-from multigrid.geometry.anchors import Anchors, match_statistics, read_anchors
+from multigrid.geometry.anchor_fit import match_statistics
+from multigrid.geometry.anchors import Anchors, read_anchors
 from multigrid.losses.components import balance_classes
 from multigrid.losses.multigrid_loss import MultiGridLoss
 from multigrid.models.detector import MultiGridDetector
 from multigrid.models.weights import load_weights
+from multigrid.training import optimizers
+
+MANY_IMAGES = 2000  # fewer are looked at in seconds: no line in a log
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +69,12 @@ def read_split(config: Config, split: str, class_names: Sequence[str]) -> list[S
         raise InputError(f"data.{split}: expected labels, received null")
     if source == SHAPES:
         source = _drawn(config)[split]
-    samples, defects = read_samples(source, class_names, split=split, strict=config.data.strict)
+    with _progress(f"data.{split}: image sizes") as progress:
+        samples, defects = read_samples(source, class_names, split=split, strict=config.data.strict, progress=progress)
     if defects:
         logger.warning("data.%s: %s", split, describe_defects(defects, samples))
-    check_images(sample.path for sample in samples)
+    with _progress(f"data.{split}: opening images") as progress:
+        check_images((sample.path for sample in samples), progress)
     return samples
 
 
@@ -142,7 +150,6 @@ def build_detector(config: Config, vocabulary: Vocabulary, criterion: MultiGridL
     """
     model = config.model
     keras.utils.set_random_seed(config.training.seed)
-    keras.config.set_dtype_policy(model.precision)
     detector = MultiGridDetector(
         vocabulary.anchors.to_list(),
         len(vocabulary.class_names),
@@ -153,12 +160,32 @@ def build_detector(config: Config, vocabulary: Vocabulary, criterion: MultiGridL
         class_activation="softmax" if config.loss.classification == "softmax" else "sigmoid",
         objectness_prior=model.objectness_prior,
         criterion=criterion,
+        dtype=model.precision,
     )
     if config.backbone_weights is not None:
         load_weights(detector.backbone, config.backbone_weights)
     if config.weights is not None:
         load_weights(detector, config.weights)
     return detector
+
+
+def build_optimizer(training: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    """The optimizer of a config with its schedule: `training.warmup_epochs` up, then down to the last epoch."""
+    steps = steps_per_epoch * training.epochs
+    schedule = optimizers.warmup_cosine(
+        training.learning_rate,
+        steps=steps,
+        warmup_steps=min(round(training.warmup_epochs * steps_per_epoch), steps - 1),
+        final_fraction=training.final_learning_rate_fraction,
+    )
+    return optimizers.build_optimizer(
+        training.optimizer,
+        schedule,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        ema=training.ema,
+    )
 
 
 def build_predictor(config: Config, detector, class_names: Sequence[str], *, evaluating: bool) -> Predictor:
@@ -179,7 +206,35 @@ def _drawn(config: Config) -> dict:
     """The embedded data set, drawn unless it is there already."""
     drawing = config.data.shapes
     counts = {split: getattr(drawing, split) for split in ("train", "val", "test")}
-    return shapes.draw_data_set(drawing.folder, counts=counts, seed=drawing.seed, format="yolo3")
+    with _progress("drawing scenes") as progress:
+        return shapes.draw_data_set(drawing.folder, counts=counts, seed=drawing.seed, format="yolo3", progress=progress)
+
+
+@contextlib.contextmanager
+def _progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows long work as `report.progress` does: yields what is to be called with (done, total).
+
+    Short work leaves nothing in a log.
+    """
+    shown, seen = None, 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown, seen
+        if shown is None:
+            if total < MANY_IMAGES and not report.new_console().is_terminal:
+                return
+            shown = report.progress(range(total), description)
+        for _ in range(done - seen):
+            next(shown)
+        seen = done
+        if done == total:
+            next(shown, None)  # the items are at their end
+
+    try:
+        yield show
+    finally:
+        if shown is not None:
+            shown.close()
 
 
 def _class_weights(config, vocabulary, samples):

@@ -102,6 +102,7 @@ def run_predict(options) -> int:
     """Draws what is found on images."""
     config = _load(options, _weights_settings(options))
     report.check_folder(options.output_dir, "--output-dir")
+    _check_apart(options.source, options.output_dir)
     paths, broken = _readable_images(options.source)
     _start_backend()
     from multigrid import assembly
@@ -142,6 +143,8 @@ def run_probe(options) -> int:
         report.write_json(folder / "loss_components.json", records)
     if options.format in ("csv", "both"):
         report.write_csv(folder / "loss_components.csv", [probe.flat_row(record) for record in records])
+    if len(records) < options.num_batches:
+        report.say(f"the training data has {len(records)} batches, fewer than --num-batches {options.num_batches}")
     report.say(f"written: {folder}")
     for name in broken:
         print(f"error: {name} is not finite", file=sys.stderr)
@@ -157,7 +160,9 @@ def run_anchors(options) -> int:
     _start_backend()
     from multigrid import assembly
     from multigrid.data.samples import read_class_names
-    from multigrid.geometry.anchors import draw_anchors, fit_anchors, match_statistics, read_anchors, write_anchors
+    from multigrid.evaluation.anchor_picture import draw_anchors
+    from multigrid.geometry.anchor_fit import fit_anchors, match_statistics
+    from multigrid.geometry.anchors import read_anchors, write_anchors
 
     if config.data.classes is None:
         raise InputError("data.classes: expected a file of class names, received null")
@@ -229,6 +234,18 @@ def _progress(description: str, total: int):
     return lambda items: report.progress(items, description, total)
 
 
+def _check_apart(source, output_dir) -> None:
+    """Sees that no picture would take the place of the image that it is drawn from: they have one name.
+
+    Raises:
+        InputError: the output folder is the one that the images are in.
+    """
+    source = pathlib.Path(source)
+    folder = source if source.is_dir() else source.parent
+    if folder.resolve() == pathlib.Path(output_dir).resolve():
+        raise InputError(f"--output-dir: expected a folder other than that of the images, received {output_dir}")
+
+
 def _readable_images(source) -> tuple[list, list]:
     """The images of a file or folder that can be read, and what is wrong with the others.
 
@@ -289,7 +306,11 @@ def _show_record(record: dict, verbose: bool) -> None:
         (name, parts[f"{name}_loss"], f"{scales[name][0]} = {scales[name][1]:g}", weighted)
         for name, weighted in record["weighted_components"].items()
     ]
-    report.table("Loss", ("component", "raw", "scale", "weighted"), [*rows, ("total", None, "", parts["total_loss"])])
+    rows.append(("objectness", parts["objectness_loss"], "", ""))  # of both kinds of cells
+    if "regularization_loss" in parts:
+        rows.append(("regularization", None, "", parts["regularization_loss"]))
+    rows.append(("total", None, "", parts["total_loss"]))
+    report.table("Loss", ("component", "raw", "scale", "weighted"), rows)
     if verbose:
         names = list(record["per_scale_losses"][0])
         report.table("Per scale, raw", names, [[scale[name] for name in names] for scale in record["per_scale_losses"]])

@@ -81,7 +81,7 @@ def assert_encloses(mask, boxes, classes, tolerance=1.0):
 
 @pytest.mark.parametrize("step", STAY + MOVE + TURN + HIDE, ids=step_id)
 def test_every_box_that_leaves_a_step_encloses_what_is_seen_of_its_object(step):
-    pipeline = build_pipeline([step], SIZE)
+    pipeline = build_pipeline([step], SIZE, min_visibility=0.1)
     changed = checked = 0
     for seed in range(12):
         scene = scene_of(seed)
@@ -89,7 +89,8 @@ def test_every_box_that_leaves_a_step_encloses_what_is_seen_of_its_object(step):
         labelled = np.column_stack([scene.boxes, scene.classes])
         result = pipeline(image=scene.image, mask=scene.mask, bboxes=labelled)
         changed += not np.array_equal(result["image"], scene.image)
-        checked += assert_encloses(result["mask"], result["bboxes"][:, :4], result["bboxes"][:, 4])
+        # Dropout cuts boxes down to whole pixels, and a corner that is a rounding error below one loses all of it.
+        checked += assert_encloses(result["mask"], result["bboxes"][:, :4], result["bboxes"][:, 4], tolerance=1.001)
     assert changed >= 6 and checked >= 20
 
 
@@ -97,7 +98,7 @@ def test_every_box_that_leaves_a_step_encloses_what_is_seen_of_its_object(step):
 def test_a_box_stays_as_tight_as_it_was_where_nothing_turns(step):
     geometric = {"Affine": {"interpolation": NEAREST}, "RandomResizedCrop": {"interpolation": NEAREST}}
     geometric["RandomSizedBBoxSafeCrop"] = {"interpolation": NEAREST}
-    augmentation = Augmentation([{**step, **geometric.get(step["name"], {})}], [SIZE])
+    augmentation = Augmentation([{**step, **geometric.get(step["name"], {})}], [SIZE], min_visibility=0.1)
     checked = 0
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -154,7 +155,7 @@ def test_a_window_clips_boxes_and_drops_those_below_min_visibility_or_two_pixels
 
 def test_an_image_without_objects_passes_through_every_step():
     steps = [{**step, "p": 0.7} for step in STAY + MOVE + TURN + HIDE]
-    augmentation = Augmentation(steps, [SIZE])
+    augmentation = Augmentation(steps, [SIZE], min_visibility=0.1)
     scene = scene_of(4)
     empty = Example(scene.image, np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
     for seed in range(3):
@@ -167,7 +168,7 @@ def test_an_image_without_objects_passes_through_every_step():
 
 
 def test_the_same_generator_gives_the_same_result_from_any_thread():
-    augmentation = Augmentation([{**step, "p": 0.5} for step in STAY + MOVE], [SIZE])
+    augmentation = Augmentation([{**step, "p": 0.5} for step in STAY + MOVE], [SIZE], min_visibility=0.1)
     scenes = [scene_of(seed) for seed in range(8)]
 
     def run(seed):
@@ -186,7 +187,7 @@ def test_the_same_generator_gives_the_same_result_from_any_thread():
 def test_steps_are_drawn_independently_of_each_other():
     # With one seed for all steps, as Albumentations' set_random_seed gives, two flips of p 0.5 always come together.
     steps = [{"name": "HorizontalFlip", "p": 0.5}, {"name": "VerticalFlip", "p": 0.5}]
-    augmentation = Augmentation(steps, [SIZE])
+    augmentation = Augmentation(steps, [SIZE], min_visibility=0.1)
     image = np.zeros((*SIZE, 3), np.uint8)
     image[5, 9] = 255
     example = Example(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
@@ -230,7 +231,7 @@ def test_the_quarters_of_a_mosaic_meet_in_the_centre_and_gaps_are_grey():
         Example(np.full((h, w, 3), number, np.uint8), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
         for number, (h, w) in enumerate([(20, 30), (300, 300), (40, 300), (300, 50)])
     ]
-    result = join_tiles(tiles, (60, 100), SIZE, np.random.default_rng(0))
+    result = join_tiles(tiles, (60, 100), SIZE, np.random.default_rng(0), min_visibility=0.1)
     grey = result.image[..., 0]
     # Upper left: 20 x 30 against the centre, so rows 40..60 and columns 70..100; upper right: 60 x 124, filled;
     # lower left: 40 x 100; lower right: 100 x 50.
@@ -306,12 +307,12 @@ def test_mixup_blends_the_images_and_keeps_the_objects_of_both():
 )
 def test_a_step_that_cannot_work_is_refused_by_its_number_and_name(step, message):
     with pytest.raises(InputError, match=message) as caught:
-        build_pipeline([step], SIZE)
+        build_pipeline([step], SIZE, min_visibility=0.1)
     assert "\n" not in str(caught.value)
 
 
 def test_nested_steps_run_and_a_crop_takes_the_input_size_where_it_names_none():
     inner = [{"name": "HorizontalFlip", "p": 1.0}, {"name": "RandomCrop", "p": 1.0}]
-    pipeline = build_pipeline([{"name": "SomeOf", "n": 1, "transforms": inner, "p": 1.0}], SIZE)
+    pipeline = build_pipeline([{"name": "SomeOf", "n": 1, "transforms": inner, "p": 1.0}], SIZE, min_visibility=0.1)
     result = pipeline(image=np.zeros((*SIZE, 3), np.uint8), bboxes=np.array([[10, 20, 50, 60, 1]], np.float32))
     assert result["image"].shape == (*SIZE, 3) and len(result["bboxes"]) == 1

@@ -402,6 +402,18 @@ KINDS = {
         verb="predict",
         words=(*PREDICT, "project/notes"),
     ),
+    "pictures in the place of their images": Kind(
+        ("--output-dir: expected a folder other than that of the images", "project/images/train"),
+        verb="predict",
+        words=("--weights", "project/model.h5", "--output-dir", "project/images/train", "--source")
+        + ("project/images/../images/train",),
+    ),
+    "a picture in the place of its image": Kind(
+        ("--output-dir: expected a folder other than that of the images", "project/images/val"),
+        verb="predict",
+        words=("--weights", "project/model.h5", "--output-dir", "project/images/val", "--source")
+        + ("project/images/val/000001.jpg",),
+    ),
     "a source that is no image": Kind(
         ("project/train.txt", "no known image format"), verb="predict", words=(*PREDICT, "project/train.txt")
     ),
@@ -550,6 +562,17 @@ def test_the_framework_adds_no_line_of_its_own_to_an_error(project):
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("error: 1 of 5 images cannot be read: ") and "train.txt, line 2" in done.stderr
+
+
+def test_the_accuracy_benchmark_has_one_way_to_name_the_seed(project):
+    script = str(CHECKOUT / "benchmarks" / "accuracy" / "run.py")
+    words = [sys.executable, script, "--data", "project", "loss.anchor=bce", "training.seed=2"]
+    done = subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert "training.seed: expected no override" in done.stderr and "--seed" in done.stderr
+    assert [path.name for path in pathlib.Path().iterdir()] == ["project"]
 
 
 # --- the project as it is ---------------------------------------------------------------------------------------------

@@ -206,6 +206,16 @@ def test_every_epoch_leaves_one_line(detector, generator, capsys):
     assert lines[1] == f"epoch 2/2  {expected}"
 
 
+def test_lines_can_be_stopped_at_any_time():
+    callback = EpochLines()
+    callback.stop()  # a training that never began
+    callback.set_params({"epochs": 9, "steps": 1})
+    callback.on_train_begin()
+    callback.on_epoch_begin(0)
+    callback.stop()
+    assert callback.display.bar is None
+
+
 def test_a_line_shows_validation_where_there_is_one(capsys):
     callback = EpochLines()
     callback.set_params({"epochs": 9, "steps": 1})

@@ -146,3 +146,23 @@ def test_the_neighbourhood_holds_each_of_nine_steps_once_with_the_own_cell_in_th
     assert sorted(cells.NEIGHBOURHOOD) == [(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)]
     assert cells.NEIGHBOURHOOD[cells.OWN_CELL] == (0, 0)
     assert cells.NEIGHBOURHOOD[1] == (0, -1)  # (x, y): the cell above
+
+
+def test_the_nine_cells_around_a_point_go_row_by_row_and_know_where_the_grid_ends():
+    layout = cells.layout_of(grids(), STRIDES)
+    # x = 2.9, y = 3.2 in cells of the middle scale: column 2, row 3, the last of its 4 rows of 6 columns. The scale
+    # begins after 6 cells, so column 1 of row 2 is cell 6 + 2 · 6 + 1 = 19, and column 1 of row 3 is cell 25.
+    xy, index, exists = (np.asarray(part)[0, 0] for part in nine([[[2.9, 3.2]]], [[1]], layout))
+    assert xy.tolist() == [[x, y] for y in (2, 3, 4) for x in (1, 2, 3)]
+    assert index[:6].tolist() == [19, 20, 21, 25, 26, 27]
+    assert exists.tolist() == [True] * 6 + [False] * 3
+    assert index.min() >= 0 and index.max() < 126
+
+
+def nine(center, scale, layout):
+    return cells.nine_cells(np.array(center, "float32"), np.array(scale, "int32"), layout)
+
+
+def test_another_activation_is_refused():
+    with pytest.raises(ValueError, match="expected tanh or sigmoid, received 'relu'"):
+        cells.offset(np.zeros((1, 2), "float32"), "relu")

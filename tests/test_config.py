@@ -8,9 +8,9 @@ import sys
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from multigrid.config import Config, ConfigLoader, LossConfig, describe
 from multigrid.config import sections as sections_module
 from multigrid.config import words as words_module
-from multigrid.config import Config, ConfigLoader, LossConfig, describe
 from multigrid.errors import InputError
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]

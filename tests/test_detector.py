@@ -158,6 +158,20 @@ def test_a_criterion_that_reads_the_grids_otherwise_is_refused():
         build(criterion=other, offset_activation="sigmoid")
     with pytest.raises(ValueError, match="criterion: expected its num_classes to be 3, received 4"):
         build(criterion=MultiGridLoss(ANCHORS, CLASSES + 1))
+    with pytest.raises(ValueError, match=r"criterion: expected its anchors to be \[\[\[40.0.*, received \[\[\[41.0"):
+        build(criterion=MultiGridLoss([[[41.0, 28.0], ANCHORS[0][1]], *ANCHORS[1:]], CLASSES))
+    with pytest.raises(ValueError, match="criterion: expected its anchors to be"):
+        build(criterion=MultiGridLoss([scale[:1] for scale in ANCHORS], CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("classification", "class_activation"), [("bce", "softmax"), ("focal", "softmax"), ("softmax", "sigmoid")]
+)
+def test_a_criterion_that_reads_class_logits_otherwise_is_refused(classification, class_activation):
+    criterion = MultiGridLoss(ANCHORS, CLASSES, classification=classification)
+    words = f"received classification '{classification}' and class_activation '{class_activation}'"
+    with pytest.raises(ValueError, match=words):
+        build(criterion=criterion, class_activation=class_activation)
 
 
 def test_another_backbone_takes_the_place_of_darknet():
@@ -174,13 +188,23 @@ def test_another_backbone_takes_the_place_of_darknet():
 
 
 def test_mixed_precision_computes_in_bfloat16_and_answers_in_float32():
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        mixed = build()
-    finally:
-        keras.config.set_dtype_policy("float32")
+    mixed = build(dtype="mixed_bfloat16")
+    assert keras.config.dtype_policy().name == "float32"
+    assert mixed.dtype_policy.name == "mixed_bfloat16"
     assert mixed.backbone.get_layer("stem_conv").compute_dtype == "bfloat16"
     assert {grid.dtype.name for grid in mixed.predict_on_batch(draw()[0])} == {"float32"}
+
+
+def test_a_saved_detector_of_mixed_precision_comes_back_with_it(tmp_path):
+    mixed = build(dtype="mixed_bfloat16")
+    mixed.save(tmp_path / "mixed.keras")
+    again = keras.saving.load_model(tmp_path / "mixed.keras")  # under the global policy float32
+    assert again.dtype_policy.name == "mixed_bfloat16"
+    assert again.get_layer("neck_16_conv1_conv").compute_dtype == "bfloat16"
+    for model, other in ((mixed, again), (mixed.backbone, again.backbone)):
+        assert [layer.compute_dtype for layer in other.layers] == [layer.compute_dtype for layer in model.layers]
+    for one, two in zip(mixed.predict_on_batch(draw()[0]), again.predict_on_batch(draw()[0]), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 # --- the loss
@@ -248,10 +272,51 @@ def test_an_epochs_parts_add_up_to_its_loss_whatever_the_last_batchs_size(detect
         assert logs["objects"] == pytest.approx((truth["classes"] >= 0).sum() / 10)
 
 
+def test_sample_and_class_weights_are_refused(detector):
+    images, truth = draw()
+    with pytest.raises(ValueError, match=r"sample_weight: expected none \(class weights belong to the loss"):
+        detector.fit(images, truth, sample_weight=np.ones(4), verbose=0)
+
+
+def regularized_backbone():
+    images = keras.Input((None, None, 3))
+    maps, x = {}, images
+    for stride in (2, 4, 8, 16, 32):
+        x = maps[f"stride_{stride}"] = keras.layers.Conv2D(4, 3, strides=2, padding="same", kernel_regularizer="l2")(x)
+    return keras.Model(images, {name: maps[name] for name in ("stride_8", "stride_16", "stride_32")})
+
+
+def test_the_regularizers_of_a_backbone_are_in_the_total_and_have_a_log_of_their_own():
+    detector, (images, truth) = build(backbone=regularized_backbone()), draw()
+    detector.compile(keras.optimizers.SGD(0.01), jit_compile=False)
+    kernels = [layer.kernel for layer in detector.backbone.layers if isinstance(layer, keras.layers.Conv2D)]
+    penalty = sum(0.01 * np.square(keras.ops.convert_to_numpy(kernel)).sum() for kernel in kernels)  # Keras' own 0.01
+    assert penalty > 0.1
+    breakdown = detector.loss_breakdown(images, truth)
+    assert number(breakdown.regularization) == pytest.approx(penalty, rel=1e-5)
+    parts = sum(number(keras.ops.sum(values)) for values in breakdown.weighted.values())
+    assert number(breakdown.total) == pytest.approx(parts + penalty, rel=1e-5)
+    logs = detector.evaluate(Batches(*draw(6)), verbose=0, return_dict=True)  # batches of 4 and 2
+    assert logs["regularization_loss"] == pytest.approx(penalty, rel=1e-5)
+    weighted = sum(SCALES[scale] * logs[f"{name}_loss"] for name, scale in LOSS_PARTS.items())
+    assert logs["loss"] == pytest.approx(weighted + penalty, rel=1e-5)
+    before = detector.loss_breakdown(images, truth, training=True)
+    first = detector.train_on_batch(images, truth, return_dict=True)
+    assert float(first["loss"]) == pytest.approx(number(before.total), rel=1e-5)
+
+
+def test_a_detector_without_regularizers_logs_none(detector):
+    images, truth = draw()
+    assert detector.loss_breakdown(images, truth).regularization is None
+    assert "regularization_loss" not in detector.evaluate(images, truth, verbose=0, return_dict=True)
+
+
 def test_loss_parts_are_means_over_images():
     tracker = LossParts((32, 16))
 
     class Breakdown:
+        regularization = None
+
         def __init__(self, images, value):
             self.parts = {name: np.array([value, 2.0 * value], "float32") for name in LOSS_PARTS}
             self.counts = {name: np.array([images, images], "float32") for name in ("images", *COUNT_NAMES)}
@@ -315,7 +380,8 @@ def test_without_a_criterion_it_predicts_and_says_what_training_lacks():
 
 def test_the_config_is_plain_json_and_makes_the_same_detector():
     options = {"neck": "full", "offset_activation": "tanh", "class_activation": "softmax", "objectness_prior": 0.03}
-    criterion = MultiGridLoss(ANCHORS, CLASSES, offset_activation="tanh", localization="mse", **SCALES)
+    kinds = {"offset_activation": "tanh", "localization": "mse", "classification": "softmax"}
+    criterion = MultiGridLoss(ANCHORS, CLASSES, **kinds, **SCALES)
     one = build(criterion=criterion, **options, name="mine")
     config = one.get_config()
     other = MultiGridDetector.from_config(json.loads(json.dumps(config)))

@@ -70,6 +70,13 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page):
             assert anchor in heading_anchors(file), f"{page.name}: {target} names no heading"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_mark_waits_for_its_content(page):
+    # What a mark names begins on the next line; `generated` and `end` name no content of their own.
+    marks = re.findall(r"^<!-- ([\w ]+) -->\n?(.*)", text_of(page), re.MULTILINE)
+    assert [name for name, below in marks if name not in ("generated", "end") and not below.strip()] == []
+
+
 def test_the_pages_link_to_each_other():
     linked = {target for page in PAGES for target in LINK.findall(prose_of(page)) if not re.match(r"\w+:", target)}
     assert len(linked) >= 10
@@ -106,13 +113,13 @@ def test_every_python_block_compiles_and_imports_names_that_exist(place, source)
                 assert hasattr(importlib.import_module(node.module), name), f"{place}: {node.module} has no {name}"
 
 
-def test_there_are_four_shipped_configs():
-    # A test that globs says how many it found: 2 that are run and 2 that are named as model_config.
+def test_there_are_five_shipped_configs():
+    # A test that globs says how many it found: 2 that are run and 3 that are named as model_config.
     assert [path.relative_to(CHECKOUT / "configs").as_posix() for path in WHOLE_CONFIGS] == [
         "quickstart.yaml",
         "train_config.yaml",
     ]
-    assert [path.name for path in MODEL_CONFIGS] == ["darknet53.yaml", "quarter.yaml"]
+    assert [path.name for path in MODEL_CONFIGS] == ["darknet53.yaml", "quarter.yaml", "small.yaml"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -131,10 +138,13 @@ def test_every_shipped_config_loads(path):
     assert config.data.train is not None
 
 
-@pytest.mark.parametrize(("name", "width"), [("darknet53.yaml", 1.0), ("quarter.yaml", 0.25)])
-def test_every_model_config_loads_through_a_config_that_names_it(tmp_path, name, width):
+MODELS = [("darknet53.yaml", 1.0, 1.0), ("quarter.yaml", 0.25, 1.0), ("small.yaml", 0.25, 0.34)]
+
+
+@pytest.mark.parametrize(("name", "width", "depth"), MODELS)
+def test_every_model_config_loads_through_a_config_that_names_it(tmp_path, name, width, depth):
     user = tmp_path / "user.yaml"
     user.write_text(f"model_config: {CHECKOUT / 'configs' / 'models' / name}\nmodel: {{input_size: [64, 96]}}\n")
     config = ConfigLoader.load(user)
-    assert config.model.width == width
+    assert (config.model.width, config.model.depth) == (width, depth)
     assert config.model.input_size == (64, 96)

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from multigrid.models.head import STRIDES, detection_grids, grid_name
+from multigrid.geometry.cells import STRIDES
+from multigrid.models.head import detection_grids, grid_name
 
 pytestmark = pytest.mark.backend
 

@@ -78,7 +78,7 @@ def test_a_constant_gradient_gains_speed_by_nesterovs_momentum():
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="optimizer: expected adamw, adam or sgd, received 'lion'"):
+    with pytest.raises(ValueError, match="optimizer: expected one of adamw, adam, sgd, received 'lion'"):
         make("lion")
 
 

@@ -11,7 +11,6 @@ from multigrid.evaluation.pictures import (
     contact_sheet,
     draw_boxes,
     draw_cells,
-    enlarge,
     save_image,
 )
 
@@ -104,11 +103,6 @@ def test_a_cell_over_the_border_is_cut():
 def test_tinting_needs_a_share():
     with pytest.raises(ValueError, match="alpha from 0 to 1, received 1.5"):
         draw_cells(grey(), [[1, 2, 3, 9]], alpha=1.5)
-
-
-def test_enlarging_repeats_pixels():
-    image = np.arange(18, dtype="uint8").reshape(2, 3, 3)
-    assert enlarge(image, 2).shape == (4, 6, 3) and (enlarge(image, 2)[::2, 1::2] == image).all()
 
 
 def test_a_sheet_holds_every_image_whole_in_reading_order_with_its_caption():

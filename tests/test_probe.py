@@ -1,5 +1,6 @@
 """The probe shows what training computes: no more, no less."""
 
+import contextlib
 import csv
 import json
 import math
@@ -11,7 +12,9 @@ import pytest
 
 from multigrid.cli import main
 from multigrid.config import LOSS_PARTS, ConfigLoader
-from multigrid.diagnosis.probe import ProbeMismatchError, check_against_evaluate, describe_batch, run_probe
+from multigrid.diagnosis.probe import ProbeMismatchError, check_against_evaluate, describe_batch, flat_row, run_probe
+from multigrid.models.darknet import darknet53
+from multigrid.models.detector import MultiGridDetector
 from multigrid.training.trainer import MultiGridTrainer
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
@@ -165,6 +168,66 @@ def test_a_probe_that_measures_something_else_refuses(trainer, batch, monkeypatc
         check_against_evaluate(trainer.detector, *batch)
 
 
+@pytest.mark.parametrize(("told", "agrees"), [(math.nan, False), (math.inf, False), (3.0, False), (None, True)])
+def test_a_total_that_only_one_of_the_two_finds_finite_is_refused(told, agrees, trainer, batch, monkeypatch):
+    if told is not None:
+        monkeypatch.setattr(type(trainer.detector), "evaluate", lambda self, *arguments, **options: {"loss": told})
+    with contextlib.nullcontext() if agrees else pytest.raises(ProbeMismatchError):
+        check_against_evaluate(trainer.detector, *batch)
+
+
+def test_two_totals_of_which_none_is_finite_are_left_to_the_report(trainer, batch, monkeypatch):
+    total = trainer.detector.loss_breakdown(*batch)._replace(total=keras.ops.convert_to_tensor(math.nan))
+    monkeypatch.setattr(type(trainer.detector), "loss_breakdown", lambda self, *arguments, **options: total)
+    monkeypatch.setattr(type(trainer.detector), "evaluate", lambda self, *arguments, **options: {"loss": math.nan})
+    assert math.isnan(check_against_evaluate(trainer.detector, *batch))
+    monkeypatch.setattr(type(trainer.detector), "evaluate", lambda self, *arguments, **options: {"loss": 3.0})
+    with pytest.raises(ProbeMismatchError):
+        check_against_evaluate(trainer.detector, *batch)
+
+
+def test_a_compiled_detector_of_the_callers_is_probed_as_it_is(trainer):
+    optimizer = trainer.detector.optimizer
+    other = MultiGridTrainer(trainer.config, detector=trainer.detector)
+    (record,) = run_probe(other, 1)
+    assert record["batch_stats"]["batch_size"] == 5
+    assert other.detector is trainer.detector and trainer.detector.optimizer is optimizer
+
+
+def test_regularizers_are_in_the_probes_total_as_in_evaluates(trainer, batch):
+    backbone = darknet53(0.0625, 0.1)
+    backbone.get_layer("stem_conv").kernel.regularizer = keras.regularizers.L2(0.5)
+    plain = trainer.detector
+    criterion = plain.criterion
+    detector = MultiGridDetector(plain.anchors, CLASSES, width=0.0625, backbone=backbone, criterion=criterion)
+    detector.compile(keras.optimizers.SGD(0.01), jit_compile=False)
+    assert check_against_evaluate(detector, *batch) < 1e-5
+    record = describe_batch(detector, *batch)
+    extra = record["loss_components"]["regularization_loss"]
+    assert extra > 0.1
+    total = sum(record["weighted_components"].values()) + extra
+    assert record["loss_components"]["total_loss"] == pytest.approx(total, rel=1e-6)
+    assert flat_row(record)["regularization_loss"] == extra
+    assert "regularization_loss" not in describe_batch(plain, *batch)["loss_components"]
+
+
+def test_the_best_constant_objectness_is_the_mean_of_its_targets(small):
+    # one object in one cell of 6, 24 or 96, whose target is 1: the best constant costs the entropy of that share
+    settings = [*small, "loss.assignment=single", "loss.iou_power=0", "loss.ignore_threshold=1.0"]
+    trainer = MultiGridTrainer(ConfigLoader.load(CHECKOUT / SHIPPED[1], settings))
+    detector = trainer.build_model()
+    boxes = np.array([[[4, 6, 24, 26]]], "float32")
+    truth = {"boxes": boxes, "classes": np.full((1, 1), 2, "int32")}
+    record = describe_batch(detector, np.full((1, 64, 96, 3), 90, "uint8"), truth)
+    units = {unit["component"]: unit for unit in record["per_unit"]}
+    (cells,) = [
+        math.prod(scale["grid_shape"])
+        for scale in record["batch_stats"]["per_scale_stats"]
+        if scale["positive_cells"] == 1
+    ]
+    assert units["object"]["best_constant"] == pytest.approx(-math.log(1 / cells), rel=1e-4)
+
+
 def test_the_command_writes_json_and_csv_that_agree(small, tmp_path, capsys):
     output = tmp_path / "probe"
     arguments = ["probe", "--config", str(CHECKOUT / SHIPPED[1]), "--output-dir", str(output), "--verbose", *small]
@@ -172,6 +235,7 @@ def test_the_command_writes_json_and_csv_that_agree(small, tmp_path, capsys):
     printed = capsys.readouterr().out
     for word in ("claims lost", "normalization_factor", "coord_scale", "best constant head"):
         assert word in printed
+    assert "fewer than --num-batches" not in printed
     records = json.loads((output / "loss_components.json").read_text())
     rows = list(csv.DictReader((output / "loss_components.csv").open()))
     assert len(records) == len(rows) == 2
@@ -185,6 +249,19 @@ def test_the_command_writes_json_and_csv_that_agree(small, tmp_path, capsys):
     for record, row in zip(records, rows, strict=True):
         assert float(row["total_loss"]) == pytest.approx(record["loss_components"]["total_loss"])
         assert int(row["total_objects"]) == record["batch_stats"]["total_objects"]
+
+
+def test_the_command_shows_raw_objectness_and_says_when_there_are_fewer_batches(small, tmp_path, capsys):
+    arguments = ["probe", "--config", str(CHECKOUT / SHIPPED[0]), "--output-dir", str(tmp_path), *small]
+    # 12 scenes by 5 make 3 batches
+    assert main([*arguments, "--num-batches", "4", "--format", "json"]) == 0
+    printed = capsys.readouterr().out
+    assert "the training data has 3 batches, fewer than --num-batches 4" in printed
+    records = json.loads((tmp_path / "loss_components.json").read_text())
+    assert len(records) == 3
+    raw = f"{records[0]['loss_components']['objectness_loss']:.4g}"
+    row = next(line for line in printed.splitlines() if "objectness" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")] == ["objectness", raw, "", ""]
 
 
 def test_a_part_that_is_not_finite_fails_the_command(small, tmp_path, capsys, monkeypatch):

@@ -136,7 +136,7 @@ def test_two_images_cannot_share_one_label_file(tmp_path, samples):
     for format in ("voc", "yolo"):
         with pytest.raises(InputError, match="labels of one image"):
             write_samples([samples[0], twin], CLASSES, tmp_path / DESTINATIONS[format], format)
-    with pytest.raises(InputError, match="different image ids"):
+    with pytest.raises(InputError, match="a.jpg: expected an image id of its own"):
         write_samples([samples[0], samples[0]], CLASSES, tmp_path / "t.json", "coco")
     with pytest.raises(InputError, match="expected one of yolo3, voc, coco, yolo, received 'csv'"):
         write_samples(samples, CLASSES, tmp_path / "t.csv", "csv")

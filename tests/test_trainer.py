@@ -1,6 +1,7 @@
 """The trainer: real, tiny trainings on drawn scenes, and what they leave behind."""
 
 import csv
+import io
 import math
 import os
 import pathlib
@@ -9,13 +10,16 @@ import cv2
 import keras
 import numpy as np
 import pytest
+from rich.console import Console
 
+from multigrid import assembly, report
 from multigrid.config import LOSS_PARTS, Config, ConfigLoader
 from multigrid.data.generator import MultiGridDataGenerator
 from multigrid.data.shapes import CLASS_NAMES, draw_data_set
 from multigrid.errors import InputError
 from multigrid.losses.multigrid_loss import MultiGridLoss
 from multigrid.models.detector import MultiGridDetector
+from multigrid.training.callbacks import NonFiniteLossError
 from multigrid.training.trainer import MultiGridTrainer
 
 ANCHORS = [[[40.0, 28.0], [48.0, 44.0]], [[20.0, 14.0], [14.0, 30.0]], [[8.0, 6.0], [12.0, 9.0]]]
@@ -78,6 +82,7 @@ def finished(files, tmp_path_factory):
 def test_the_run_folder_holds_all_that_is_promised(finished):
     folder = finished[0].run_dir
     promised = {"config.yaml", "results.csv", "weights", "tensorboard", "train_batch.jpg", "predictions.jpg"}
+    promised |= {"classes.txt", "anchors.txt"}
     assert {path.name for path in folder.iterdir()} == promised
     assert {path.name for path in (folder / "weights").iterdir()} == {"best.weights.h5", "last.weights.h5"}
     assert {path.name for path in (folder / "tensorboard").iterdir()} >= {"train", "validation"}
@@ -85,9 +90,25 @@ def test_the_run_folder_holds_all_that_is_promised(finished):
         assert min(cv2.imread(str(folder / name)).shape[:2]) >= 64
 
 
-def test_the_saved_config_loads_back_to_the_same(finished):
+def test_the_saved_config_loads_back_to_the_same_with_classes_and_anchors_of_the_run(finished):
     trainer = finished[0]
-    assert ConfigLoader.load(trainer.run_dir / "config.yaml") == trainer.config
+    saved = ConfigLoader.load(trainer.run_dir / "config.yaml")
+    copies = {name: str(trainer.run_dir / f"{name}.txt") for name in ("classes", "anchors")}
+    assert {name: getattr(saved.data, name) for name in copies} == copies
+    data = saved.data.model_copy(update={name: getattr(trainer.config.data, name) for name in copies})
+    assert saved.model_copy(update={"data": data}) == trainer.config
+    assert assembly.read_vocabulary(saved) == trainer.vocabulary
+
+
+def test_anchors_that_are_fitted_anew_do_not_change_what_an_old_run_decodes(own, files, tmp_path):
+    anchors = tmp_path / "anchors.txt"
+    anchors.write_text(pathlib.Path(files["anchors"]).read_text())
+    config = make_config({**files, "anchors": str(anchors), "val": None}, tmp_path / "run", training={"epochs": 1})
+    trainer = MultiGridTrainer(config, detector=own, train_data=OwnData(1))
+    trainer.train()
+    anchors.write_text("9,7  13,10  21,15  15,31  41,29  49,45\n")
+    saved = ConfigLoader.load(trainer.run_dir / "config.yaml")
+    assert assembly.read_vocabulary(saved).anchors.to_list() == ANCHORS
 
 
 def test_the_results_have_a_row_an_epoch_and_every_figure(finished):
@@ -216,6 +237,30 @@ def test_the_callers_own_parts_are_used(own, files, tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "mine-1" / "train_batch.jpg").is_file()
 
 
+def test_what_is_compiled_stays_as_it_is(own, files, tmp_path):
+    optimizer = own.optimizer
+    trainer = MultiGridTrainer(make_config(files, tmp_path / "run"), detector=own, train_data=OwnData(1))
+    assert trainer.build_model() is own and own.optimizer is optimizer
+
+
+def test_a_detector_that_is_not_compiled_is_compiled_by_the_config(files, tmp_path):
+    criterion = MultiGridLoss(ANCHORS, len(CLASS_NAMES))
+    fresh = MultiGridDetector(ANCHORS, len(CLASS_NAMES), width=1 / 16, depth=1 / 8, criterion=criterion)
+    trainer = MultiGridTrainer(make_config(files, tmp_path / "run"), detector=fresh, train_data=OwnData(3))
+    assert trainer.build_model() is fresh and fresh.compiled
+    optimizer = fresh.optimizer
+    assert trainer.build_model().optimizer is optimizer
+
+
+def test_mixed_precision_is_the_detectors_and_not_the_processs(files, tmp_path):
+    sections = {"model": {"precision": "mixed_bfloat16", "width": 0.0625, "depth": 0.125, "input_size": (64, 96)}}
+    config = make_config(files, tmp_path / "run", **sections)
+    detector = assembly.build_detector(config, assembly.read_vocabulary(config))
+    assert detector.dtype_policy.name == "mixed_bfloat16"
+    assert detector.backbone.get_layer("stem_conv").compute_dtype == "bfloat16"
+    assert keras.config.dtype_policy().name == "float32"
+
+
 def test_own_data_beside_the_configs_model_and_validation(files, tmp_path):
     trainer = MultiGridTrainer(make_config(files, tmp_path / "five"), train_data=OwnData(3))
     detector = trainer.build_model()
@@ -284,6 +329,84 @@ def test_a_detector_without_a_criterion_is_refused(files, tmp_path):
     with pytest.raises(ValueError, match="detector: expected one with a criterion"):
         MultiGridTrainer(config, detector=bare, train_data=OwnData(1)).train()
     assert not (tmp_path / "run").exists()
+
+
+def test_a_detector_for_other_classes_or_anchors_is_refused_before_there_is_a_folder(files, tmp_path):
+    wrong = {
+        "classes": (ANCHORS, len(CLASS_NAMES) - 1),
+        "anchors": ([[[41.0, 28.0], [48.0, 44.0]], *ANCHORS[1:]], None),
+    }
+    for word, (anchors, count) in wrong.items():
+        detector = MultiGridDetector(anchors, count or len(CLASS_NAMES), width=1 / 16, depth=1 / 8)
+        trainer = MultiGridTrainer(make_config(files, tmp_path / "run"), detector=detector, train_data=OwnData(1))
+        with pytest.raises(InputError, match=rf"detector: expected .*data\.{word}.*, received"):
+            trainer.train()
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, NonFiniteLossError])
+def test_an_interrupted_training_takes_its_bar_away(error, own, files, tmp_path, monkeypatch):
+    made = []
+
+    class Display(report.StepProgress):
+        def __init__(self, steps):
+            super().__init__(steps, Console(file=io.StringIO(), force_terminal=True))
+            made.append(self)
+
+    def interrupt(batch, logs):
+        assert made[0].bar is not None
+        raise error("stop")
+
+    monkeypatch.setattr(report, "StepProgress", Display)
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=interrupt)
+    config = make_config({**files, "val": None}, tmp_path / "run", training={"epochs": 1})
+    with pytest.raises(error):
+        MultiGridTrainer(config, detector=own, train_data=OwnData(1), callbacks=[callback]).train()
+    assert len(made) == 1 and made[0].bar is None
+
+
+# --- long work
+
+
+@pytest.fixture
+def console(monkeypatch):
+    """Where `report` writes in the test: (text file, function that makes it a terminal)."""
+    text, kind = io.StringIO(), {"force_terminal": False}
+    monkeypatch.setattr(report, "new_console", lambda file=None: Console(file=text, width=200, **kind))
+    return text, lambda: kind.update(force_terminal=True)
+
+
+def test_few_images_leave_no_line_in_a_log(files, tmp_path, console):
+    assembly.read_split(make_config(files, tmp_path), "train", CLASS_NAMES)
+    assert console[0].getvalue() == ""
+
+
+def test_many_images_are_one_line_first_and_one_last_in_a_log(files, tmp_path, console, monkeypatch):
+    monkeypatch.setattr(assembly, "MANY_IMAGES", 12)
+    assembly.read_split(make_config(files, tmp_path), "train", CLASS_NAMES)
+    lines = console[0].getvalue().splitlines()
+    assert [line.split(" in ")[0] for line in lines] == [
+        *("data.train: image sizes: 12 ...", "data.train: image sizes: 12"),
+        *("data.train: opening images: 12 ...", "data.train: opening images: 12"),
+    ]
+
+
+def test_a_terminal_shows_a_bar_for_drawing_and_reading(files, tmp_path, console):
+    console[1]()
+    drawing = {"folder": str(tmp_path / "drawn"), "train": 3, "val": 1, "test": 1}
+    config = make_config({**files, "train": "shapes", "shapes": drawing}, tmp_path)
+    assembly.read_split(config, "train", CLASS_NAMES)
+    shown = console[0].getvalue()
+    for words in ("drawing scenes", "data.train: image sizes", "data.train: opening images", "100%"):
+        assert words in shown
+
+
+def test_long_work_that_fails_takes_its_bar_along(console):
+    console[1]()
+    with pytest.raises(KeyboardInterrupt), assembly._progress("drawing") as progress:
+        progress(1, 3)
+        raise KeyboardInterrupt
+    assert console[0].getvalue().endswith("\x1b[?25h")  # the cursor is back
 
 
 def test_the_configs_weights_are_where_training_starts(finished, files, tmp_path):

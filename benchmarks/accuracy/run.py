@@ -2,9 +2,9 @@
 
     python benchmarks/accuracy/run.py --data FOLDER [--seed 1] [key=value ...]
 
-FOLDER holds train.txt, val.txt and test.txt in any label layout that is named so, and classes.txt. Anchors are fitted to
-train.txt; the best weights are those of the best validation mAP; test.txt is looked at once, at the end, by the project's
-evaluator and by pycocotools on the files it wrote. The two must agree to 1e-4.
+FOLDER holds train.txt, val.txt and test.txt in any label layout that is named so, and classes.txt. Anchors are fitted
+to train.txt; the best weights are those of the best validation mAP; test.txt is looked at once, at the end, by the
+project's evaluator and by pycocotools on the files it wrote. The two must agree to 1e-4.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main() -> int:
     folder = pathlib.Path(options.output_dir or f"runs/accuracy-{options.name}-{options.seed}")
     anchors, began = folder.with_name(f"{folder.name}-anchors.txt"), time.time()
     settings = [f"data.{split}={options.data / f'{split}.txt'}" for split in ("train", "val", "test")]
-    settings += [f"data.classes={options.classes}", f"training.seed={options.seed}", *options.overrides]
+    settings += [f"data.classes={options.classes}", *options.overrides, f"training.seed={options.seed}"]
     run = ["--config", str(CONFIG), *settings]
     _do("anchors", *run, "--output", str(anchors))
     run.append(f"data.anchors={anchors}")
@@ -61,6 +61,8 @@ def _options():
     parser.add_argument("--table", type=pathlib.Path, default=pathlib.Path("runs/accuracy.csv"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args()
+    if any(word.partition("=")[0].strip() == "training.seed" for word in options.overrides):
+        parser.error("training.seed: expected no override, for folder and table name the seed; use --seed")
     options.name = options.name or options.data.name
     options.classes = options.classes or options.data / "classes.txt"
     return options

@@ -176,7 +176,13 @@ class LossConfig(_Section):
     localization: Literal["ciou", "giou", "diou", "mse"] = Field("ciou", description="Loss of a positive cell's box.")
     classification: Literal["bce", "softmax", "focal"] = Field("bce", description="Loss of a positive cell's class.")
     anchor: Literal["softmax", "bce"] = Field("softmax", description="Loss of a positive cell's choice of anchor.")
-    label_smoothing: Number = Field(0.0, ge=0, lt=0.5, description="Share of the class target spread over all classes.")
+    label_smoothing: Number = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="Share e of the class target that is spread evenly: over the C classes, e / C each (softmax), or "
+        "over yes and no of every class, e / 2 each (bce, focal).",
+    )
     class_weights: ClassWeights = Field(
         None, description="Weight of each class in the classification loss, given or counted from the training labels."
     )

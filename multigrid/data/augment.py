@@ -49,7 +49,7 @@ class Example(NamedTuple):
 
 
 def build_pipeline(
-    steps: Sequence[Mapping[str, Any]], input_size: tuple[int, int], *, min_visibility: float = 0.1
+    steps: Sequence[Mapping[str, Any]], input_size: tuple[int, int], *, min_visibility: float
 ) -> A.Compose:
     """The Albumentations pipeline of these steps, every one of them tried on a drawn image first.
 
@@ -211,7 +211,7 @@ class Augmentation:
         steps: Sequence[Mapping[str, Any]],
         input_sizes: Sequence[tuple[int, int]],
         *,
-        min_visibility: float = 0.1,
+        min_visibility: float,
     ):
         self.steps = [dict(step) if isinstance(step, Mapping) else step for step in steps]
         self.min_visibility = min_visibility
@@ -283,7 +283,7 @@ def join_tiles(
     size: tuple[int, int],
     rng: np.random.Generator,
     *,
-    min_visibility: float = 0.1,
+    min_visibility: float,
 ) -> Example:
     """A mosaic: each quarter shows a window of its tile, drawn at random; a smaller tile lies against the centre.
 

@@ -1,13 +1,20 @@
-"""Reads COCO JSON: bbox as [x, y, width, height] in pixels, classes by category name."""
+"""Reads COCO JSON, and puts samples in its words: bbox as [x, y, width, height] in pixels, classes by category name."""
 
 from __future__ import annotations
 
+import collections
 import json
 import os
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from multigrid.data.raw_image import RawImage, first_file, read_text
 from multigrid.errors import InputError
+
+if TYPE_CHECKING:
+    from multigrid.data.samples import Sample
 
 _NAMES = {int: "a whole number", str: "a text", list: "a list", (int, float): "a number"}
 
@@ -74,3 +81,44 @@ def _keys(entry: Any, place: str, **types: type | tuple[type, ...]) -> list[Any]
             received = entry.get(key) if isinstance(entry, dict) else entry
             raise InputError(f'{place}: expected "{key}" as {_NAMES[kind]}, received {received!r}')
     return [entry[key] for key in types]
+
+
+def coco_dictionary(samples: Sequence[Sample], class_names: Sequence[str], name_of: Callable[[str], str]) -> dict:
+    """The labels of samples as a COCO dictionary; a class index c is the category id c + 1.
+
+    Args:
+        samples: boxes in pixels of the upright images.
+        class_names: the names by class index.
+        name_of: an image's path -> its `file_name`.
+
+    Returns:
+        dict with "info", "images", "annotations" and "categories"; annotation ids count from 1, `area` is width times
+        height.
+
+    Raises:
+        InputError: two samples have the same image id, or a class has no name.
+    """
+    images, annotations = [], []
+    seen = collections.Counter(int(sample.image_id) for sample in samples)
+    for sample in samples:
+        image_id, (height, width) = int(sample.image_id), sample.size
+        if seen[image_id] > 1:
+            raise InputError(f"{sample.path}: expected an image id of its own, received {image_id} a second time")
+        name = name_of(sample.path)
+        images.append({"id": image_id, "file_name": name, "width": int(width), "height": int(height)})
+        for box, class_index in zip(corners_to_xywh(sample.boxes).tolist(), sample.classes, strict=True):
+            if not 0 <= class_index < len(class_names):
+                raise InputError(
+                    f"{sample.path}: expected classes from 0 to {len(class_names) - 1}, received {class_index}"
+                )
+            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(class_index) + 1}
+            annotations.append(annotation | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+    categories = [{"id": index, "name": name} for index, name in enumerate(class_names, start=1)]
+    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+def corners_to_xywh(boxes_xyxy) -> np.ndarray:
+    """Corners (x1, y1, x2, y2) [N, 4] as COCO's (x, y, width, height), float64 [N, 4] in the same pixels."""
+    # In float64: the difference of two float32 corners would carry an error that the file then shows.
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)

@@ -10,12 +10,14 @@ import cv2
 import keras
 import numpy as np
 
+from multigrid.config import AugmentationConfig
 from multigrid.data.augment import Augmentation, Example, blend, draw_mosaic, join_tiles
 from multigrid.data.images import Letterbox, read_image
 from multigrid.data.samples import Sample
 from multigrid.errors import InputError
+from multigrid.geometry.cells import STRIDES
 
-STRIDE = 32  # of the coarsest grid; every input size is a multiple of it
+STRIDE = max(STRIDES)  # every input size is a multiple of the coarsest grid's
 BOXES_STEP = 8
 
 # NumPy fills short seeds up with zeros, so that (seed, epoch) would draw as (seed, epoch, 0) does: say what it is for.
@@ -65,7 +67,7 @@ class MultiGridDataGenerator(keras.utils.PyDataset):
         mosaic_off_epochs: int = 0,
         epochs: int | None = None,
         multi_scale: tuple[float, float] | None = None,
-        min_visibility: float = 0.1,
+        min_visibility: float = AugmentationConfig().min_visibility,
         shuffle: bool = False,
         seed: int = 0,
         cache: bool = False,

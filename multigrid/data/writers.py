@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from multigrid.data.coco_labels import coco_dictionary
 from multigrid.data.raw_image import read_text
 from multigrid.data.yolo_labels import label_path
 from multigrid.errors import InputError
+from multigrid.report import replacing
 
 if TYPE_CHECKING:
     from multigrid.data.samples import Sample
@@ -43,7 +45,8 @@ def write_samples(
             the folder with the images where that lies in `images`, else "train".
 
     Raises:
-        InputError: the format is unknown, two images need one label file, or another's labels would be overwritten.
+        InputError: the format is unknown, two images need one label file (or have one id, in COCO), or another's labels
+            would be overwritten.
     """
     if format not in _WRITERS:
         raise InputError(f"format: expected one of {', '.join(_WRITERS)}, received {format!r}")
@@ -96,33 +99,8 @@ def _add(parent: ElementTree.Element, tag: str, text: str | None = None) -> Elem
 
 def _write_coco(samples: Sequence[Sample], class_names: Sequence[str], destination: str) -> None:
     folder = os.path.dirname(destination)
-    if len({sample.image_id for sample in samples}) < len(samples):
-        raise InputError(f"{destination}: expected samples with different image ids, received one id twice")
-    annotations = []
-    for sample in samples:
-        for box, label in zip(sample.boxes, sample.classes, strict=True):
-            x1, y1, x2, y2 = map(float, box)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": int(sample.image_id),
-                    "category_id": int(label) + 1,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": 0,
-                }
-            )
-    images = [
-        {
-            "id": int(sample.image_id),
-            "file_name": _reference(sample.path, folder),
-            "height": int(sample.size[0]),
-            "width": int(sample.size[1]),
-        }
-        for sample in samples
-    ]
-    categories = [{"id": number, "name": name} for number, name in enumerate(class_names, 1)]
-    _write(destination, json.dumps({"images": images, "annotations": annotations, "categories": categories}) + "\n")
+    labels = coco_dictionary(samples, class_names, lambda path: _reference(path, folder))
+    _write(destination, json.dumps(labels) + "\n")
 
 
 def _write_yolo(samples: Sequence[Sample], class_names: Sequence[str], destination: str, split: str) -> None:
@@ -188,11 +166,8 @@ def _number(value: float) -> str:
 
 def _write(path: str, text: str) -> None:
     """Writes the file whole or not at all."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    partial = f"{path}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(partial, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 _WRITERS = {"yolo3": _write_yolo3, "voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}

@@ -15,7 +15,7 @@ from keras import ops
 
 from multigrid.config import LOSS_PARTS
 from multigrid.geometry import cells as cell_geometry
-from multigrid.losses.multigrid_loss import LossBreakdown
+from multigrid.losses.multigrid_loss import LossBreakdown, with_objectness
 
 AGREEMENT = 1e-5  # relative; between the probe's total and what `evaluate` reports
 POSITIVE_PARTS = ("localization", "object", "anchor", "classification")  # those that only positive cells have
@@ -29,8 +29,7 @@ def run_probe(trainer, num_batches: int = 2, *, training_mode: bool = False) -> 
     """Measures the first batches of a training.
 
     Args:
-        trainer: a `MultiGridTrainer`, or anything with `train_data` and a compiled `detector`; what is not yet built
-            is built.
+        trainer: a `MultiGridTrainer`; what it has not yet built is built.
         num_batches: how many; no more than the data has.
         training_mode: let BatchNorm use the statistics of the batch, as `fit` does, instead of its moving averages.
 
@@ -40,9 +39,7 @@ def run_probe(trainer, num_batches: int = 2, *, training_mode: bool = False) -> 
     Raises:
         ProbeMismatchError: on the first batch the total is not what `evaluate` reports.
     """
-    if trainer.detector is None or not trainer.detector.compiled:
-        trainer.build_model()
-    detector, data = trainer.detector, trainer.train_data
+    detector, data = trainer.build_model(), trainer.train_data
     for index in range(min(num_batches, len(data))):
         images, truth = data[index]
         if index == 0:
@@ -53,18 +50,21 @@ def run_probe(trainer, num_batches: int = 2, *, training_mode: bool = False) -> 
 def check_against_evaluate(detector, images, truth) -> float:
     """The relative difference between the probe's total and what `evaluate` says of the same batch.
 
+    Where neither of them is finite there is nothing to compare, and no error: that is for the record to show.
+
     Args:
         detector: compiled.
         images: uint8 [B, H, W, 3].
         truth: {"boxes": [B, M, 4] corners in input pixels, "classes": [B, M], -1 for padding}.
 
     Raises:
-        ProbeMismatchError: it is not below `AGREEMENT`.
+        ProbeMismatchError: it is above `AGREEMENT`, or one of the two is not finite.
     """
     probed = float(detector.loss_breakdown(images, truth).total)
     evaluated = detector.evaluate(images, truth, batch_size=len(images), verbose=0, return_dict=True)["loss"]
     difference = abs(probed - evaluated) / max(1.0, abs(evaluated))
-    if math.isfinite(probed + evaluated) and difference > AGREEMENT:
+    neither_finite = not math.isfinite(probed) and not math.isfinite(evaluated)
+    if not neither_finite and not difference <= AGREEMENT:  # NaN on one side is not below anything
         raise ProbeMismatchError(
             f"total: expected {evaluated!r} as evaluate reports it, received {probed!r} from the probe"
         )
@@ -84,13 +84,14 @@ def describe_batch(detector, images, truth, index: int = 0, *, training_mode: bo
     Returns:
         {"batch_idx", "batch_stats", "loss_components", "weighted_components", "scaling_coefficients",
         "per_scale_losses", "per_unit"}: plain numbers. Components are normalized and before their coefficient,
-        summed over the scales; total_loss is the sum of coefficient · component.
+        summed over the scales; total_loss is the sum of coefficient · component, and of "regularization_loss", a
+        component that is there where layers have losses of their own.
     """
     breakdown = _plain(detector.loss_breakdown(images, truth, training=training_mode))
     grids = [(images.shape[1] // stride, images.shape[2] // stride) for stride in detector.strides]
-    components = {f"{name}_loss": float(breakdown.parts[name].sum()) for name in LOSS_PARTS}
-    components["objectness_loss"] = components["object_loss"] + components["no_object_loss"]
-    weighted = {name: breakdown.coefficients[name] * components[f"{name}_loss"] for name in LOSS_PARTS}
+    components = {f"{name}_loss": float(values.sum()) for name, values in with_objectness(breakdown.parts).items()}
+    if breakdown.regularization is not None:
+        components["regularization_loss"] = float(breakdown.regularization)
     return {
         "batch_idx": index,
         "batch_stats": {
@@ -100,7 +101,7 @@ def describe_batch(detector, images, truth, index: int = 0, *, training_mode: bo
             "per_scale_stats": _scale_stats(breakdown, grids, detector.strides),
         },
         "loss_components": {"total_loss": float(breakdown.total), **components},
-        "weighted_components": weighted,
+        "weighted_components": {name: float(values.sum()) for name, values in breakdown.weighted.items()},
         "scaling_coefficients": {scale: breakdown.coefficients[name] for name, scale in LOSS_PARTS.items()},
         "per_scale_losses": [
             {
@@ -122,6 +123,7 @@ def flat_row(record: dict) -> dict:
     row |= {f"{name}_loss": record["loss_components"][f"{name}_loss"] for name in names}
     row |= record["scaling_coefficients"]
     row |= {f"{name}_loss": record["loss_components"][f"{name}_loss"] for name in ("object", "no_object")}
+    row |= {name: value for name, value in record["loss_components"].items() if name == "regularization_loss"}
     for scale in record["per_scale_losses"]:
         row |= {f"{name}_{scale['stride']}": value for name, value in scale.items() if name != "stride"}
     return row
@@ -168,12 +170,9 @@ def _per_unit(detector, truth, grids, breakdown) -> list:
 
 def _unit(name: str, breakdown) -> float | None:
     """A component's sum over all scales, divided by the cells that have it."""
-    if name == "objectness":
-        total, units = breakdown.sums["object"].sum() + breakdown.sums["no_object"].sum(), breakdown.counts["cells"]
-    else:
-        total = breakdown.sums[name].sum()
-        units = breakdown.counts["positives" if name in POSITIVE_PARTS else "negatives"]
-    return float(total / units.sum()) if units.sum() else None
+    counted = "positives" if name in POSITIVE_PARTS else "negatives" if name == "no_object" else "cells"
+    total, units = with_objectness(breakdown.sums)[name].sum(), breakdown.counts[counted].sum()
+    return float(total / units) if units else None
 
 
 def _constant_outputs(vectors, grids, batch: int) -> list:
@@ -186,24 +185,20 @@ def _constant_outputs(vectors, grids, batch: int) -> list:
 def _best_constant_outputs(detector, targets, grids) -> list:
     """Outputs of the best head that knows these labels and not the image.
 
-    The best objectness is the mean of its targets; those are the overlaps of the constant boxes, which a first pass
-    through the loss tells.
+    The best objectness is the mean of its targets; those are the overlaps of the constant boxes, whose sum a first
+    pass through the loss tells.
     """
     batch = len(targets.classes)
     vectors = _frequencies_and_means(detector, targets)
-    for vector in vectors:
-        vector[4] = 1.0  # any logit but 0, which would hide the targets from the loss
-    first = _plain(detector.criterion.breakdown(targets, _constant_outputs(vectors, grids, batch)))
-    for row, vector in enumerate(vectors):
-        positives, negatives = first.counts["positives"][row], first.counts["negatives"][row]
-        # cross-entropy of a constant logit z is softplus(z) - z · target: solved for the sum of the targets
-        wanted = (positives * np.logaddexp(0.0, vector[4]) - first.sums["object"][row]) / vector[4]
-        vector[4] = _log_odds(wanted / max(positives + negatives, 1.0))
+    counts = _plain(detector.criterion.breakdown(targets, _constant_outputs(vectors, grids, batch))).counts
+    share = counts["confidence"] / np.maximum(counts["positives"] + counts["negatives"], 1.0)
+    for vector, logit in zip(vectors, _log_odds(share), strict=True):
+        vector[4] = logit
     return _constant_outputs(vectors, grids, batch)
 
 
 def _frequencies_and_means(detector, targets) -> list:
-    """For each scale the mean code and the log odds of anchors and classes; a fresh head's bias where it has no objects."""
+    """For each scale the mean code and the log odds of anchors and classes; a fresh head's bias where there is none."""
     criterion, per_scale = detector.criterion, len(detector.anchors[0])
     won, scale = np.asarray(targets.positive), np.asarray(targets.scale)
     vectors = []
@@ -246,4 +241,5 @@ def _plain(breakdown: LossBreakdown) -> LossBreakdown:
         sums={name: numbers(values) for name, values in breakdown.sums.items()},
         normalizers=numbers(breakdown.normalizers),
         counts={name: numbers(values) for name, values in breakdown.counts.items()},
+        regularization=None if breakdown.regularization is None else numbers(breakdown.regularization),
     )

@@ -14,6 +14,7 @@ import os
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
+from multigrid.data.coco_labels import coco_dictionary, corners_to_xywh
 from multigrid.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -35,30 +36,13 @@ def to_coco_ground_truth(samples, class_names) -> dict:
         class_names: the names by class index.
 
     Returns:
-        dict with "info", "images", "annotations" and "categories"; annotation ids count from 1, `area` is width times
-        height, `file_name` is relative to the folder that all images share.
+        What `coco_dictionary` returns; `file_name` is relative to the folder that all images share.
 
     Raises:
         InputError: two samples have the same image id, or a class has no name.
     """
-    images, annotations = [], []
     folder = os.path.commonpath([os.path.dirname(sample.path) for sample in samples]) if samples else ""
-    seen = collections.Counter(int(sample.image_id) for sample in samples)
-    for sample in samples:
-        image_id, (height, width) = int(sample.image_id), sample.size
-        if seen[image_id] > 1:
-            raise InputError(f"{sample.path}: expected an image id of its own, received {image_id} a second time")
-        name = os.path.relpath(sample.path, folder).replace(os.sep, "/")
-        images.append({"id": image_id, "file_name": name, "width": int(width), "height": int(height)})
-        for box, class_index in zip(_to_xywh(sample.boxes).tolist(), sample.classes, strict=True):
-            if not 0 <= class_index < len(class_names):
-                raise InputError(
-                    f"{sample.path}: expected classes from 0 to {len(class_names) - 1}, received {class_index}"
-                )
-            annotation = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(class_index) + 1}
-            annotations.append(annotation | {"bbox": box, "area": box[2] * box[3], "iscrowd": 0})
-    categories = [{"id": index, "name": name} for index, name in enumerate(class_names, start=1)]
-    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    return coco_dictionary(samples, class_names, lambda path: os.path.relpath(path, folder).replace(os.sep, "/"))
 
 
 def to_coco_results(image_id: int, boxes_xyxy, scores, classes) -> list[dict]:
@@ -77,7 +61,7 @@ def to_coco_results(image_id: int, boxes_xyxy, scores, classes) -> list[dict]:
     Raises:
         ValueError: a box or a score is not finite, or the numbers of boxes, scores and classes differ.
     """
-    boxes, scores = _to_xywh(boxes_xyxy), np.asarray(scores, dtype=np.float64)
+    boxes, scores = corners_to_xywh(boxes_xyxy), np.asarray(scores, dtype=np.float64)
     if not len(boxes) == len(scores) == len(classes):
         raise ValueError(
             f"image {image_id}: expected as many scores and classes as boxes, received {len(boxes)} boxes, "
@@ -90,12 +74,6 @@ def to_coco_results(image_id: int, boxes_xyxy, scores, classes) -> list[dict]:
         {"image_id": int(image_id), "category_id": int(class_index) + 1, "bbox": box, "score": score}
         for box, score, class_index in zip(boxes, scores, classes, strict=True)
     ]
-
-
-def _to_xywh(boxes_xyxy) -> np.ndarray:
-    # In float64: the difference of two float32 corners would carry an error that the file then shows.
-    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
 def coco_metrics(ground_truth: dict, results: list[dict], class_names=None) -> dict:

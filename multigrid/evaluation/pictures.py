@@ -39,19 +39,6 @@ def class_colour(index: int) -> Colour:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def enlarge(image, factor: int) -> np.ndarray:
-    """The image with every pixel as factor x factor pixels; room for lines and text on small images.
-
-    Args:
-        image: uint8 [height, width, 3].
-        factor: at least 1. Boxes drawn afterwards are to be multiplied by it.
-
-    Returns:
-        uint8 [height * factor, width * factor, 3].
-    """
-    return np.ascontiguousarray(image.repeat(factor, axis=0).repeat(factor, axis=1))
-
-
 def draw_boxes(image, boxes, labels: Sequence[str] | None = None, colours=None) -> np.ndarray:
     """The image with thin boxes and, on a filled strip, their labels.
 

@@ -56,7 +56,8 @@ def iou(first, second):
 def overlaps(first, second, threshold: float):
     """Whether the intersection over union exceeds a threshold, without a division.
 
-    IoU > t is the same as I > t / (1 + t) · (A + B), which costs a third less on large grids of pairs.
+    A second form of `iou(first, second) > threshold`, for speed alone: I > t / (1 + t) · (A + B) costs a third less on
+    large grids of pairs. A property test holds the two together.
 
     Args:
         first: [..., 4] float corners in pixels.

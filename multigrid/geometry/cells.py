@@ -2,7 +2,7 @@
 
 A scale's output is a grid [batch, rows, columns, 5 + A + C] of raw numbers. The grids of all scales, coarse to fine,
 are read as one list of cells: [batch, cells, 5 + A + C]. Points are (x, y); this module is the one place that turns
-them into [row, column].
+them into the [row, column] of a grid.
 """
 
 import math
@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 from keras import ops
 
+STRIDES = (32, 16, 8)  # input pixels a cell of each grid, coarse to fine
+
 MAX_LOG_SIZE = math.log(1000.0 / 16.0)  # the clip before `exp`, as Detectron has it
 OFFSET_SLOPE = 0.15  # the factor inside the paper's activation
+OFFSET_ACTIVATIONS = ("tanh", "sigmoid")
 
 # (x, y) steps from an object's own cell to the nine that answer for it, row by row
 NEIGHBOURHOOD = tuple((x, y) for y in (-1, 0, 1) for x in (-1, 0, 1))
@@ -104,6 +107,29 @@ def unflatten(cells, layout: CellLayout) -> list:
     ]
 
 
+def nine_cells(center, scale, layout: CellLayout):
+    """The 3×3 cells around points, in the order of `NEIGHBOURHOOD`.
+
+    Args:
+        center: [B, M, 2] float (x, y) in cells of the point's own scale.
+        scale: [B, M] int32.
+        layout: where the cells lie.
+
+    Returns:
+        (column, row) [B, M, 9, 2] float32; index among all N cells [B, M, 9] int32, some other cell's where there is
+        none; whether there is one [B, M, 9] bool.
+    """
+    shapes = ops.take(ops.convert_to_tensor([[c, r] for r, c in layout.shapes], "int32"), scale, axis=0)
+    own = ops.clip(ops.cast(ops.floor(center), "int32"), 0, shapes - 1)
+    around = own[:, :, None] + ops.convert_to_tensor(NEIGHBOURHOOD, "int32")
+    limit = shapes[:, :, None]
+    exists = ops.all((around >= 0) & (around < limit), axis=-1)
+    inside = ops.clip(around, 0, limit - 1)
+    first = ops.take(ops.convert_to_tensor(layout.first_cells[:-1], "int32"), scale, axis=0)
+    index = first[..., None] + inside[..., 1] * limit[..., 0] + inside[..., 0]
+    return ops.cast(around, "float32"), index, exists
+
+
 def offset(logits, activation: str):
     """Where a centre lies, seen from a cell's upper left corner.
 
@@ -114,8 +140,13 @@ def offset(logits, activation: str):
     Returns:
         [..., 2] float in (-1, 2), (x, y) in cells.
 
+    Raises:
+        ValueError: another activation.
+
     Source: Tesema & Bourennane 2021, section III-C.
     """
+    if activation not in OFFSET_ACTIVATIONS:
+        raise ValueError(f"offset activation: expected {' or '.join(OFFSET_ACTIVATIONS)}, received {activation!r}")
     if activation == "tanh":
         return ops.tanh(OFFSET_SLOPE * logits) + ops.sigmoid(OFFSET_SLOPE * logits)
     return 3.0 * ops.sigmoid(logits) - 1.0

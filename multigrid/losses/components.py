@@ -6,11 +6,14 @@ coefficients come later, once, in `multigrid_loss`.
 
 from keras import ops
 
+from multigrid.config import LossConfig
 from multigrid.geometry import boxes as box_geometry
 
+DEFAULTS = LossConfig()
 LOCALIZATIONS = ("ciou", "diou", "giou", "mse")
 CLASSIFICATIONS = ("bce", "softmax", "focal")
 ANCHORS = ("softmax", "bce")
+CLASS_WEIGHTS = ("balanced", "inverse", "sqrt_inverse")
 _OVERLAP = {"ciou": box_geometry.ciou, "diou": box_geometry.diou, "giou": box_geometry.giou}
 
 
@@ -68,7 +71,14 @@ def anchor(kind: str, logits, index):
     return _cross_entropy(kind, logits, ops.one_hot(index, logits.shape[-1]), 0.0)
 
 
-def classification(kind: str, logits, index, label_smoothing=0.0, focal_gamma=2.0, focal_alpha=0.25):
+def classification(
+    kind: str,
+    logits,
+    index,
+    label_smoothing: float = DEFAULTS.label_smoothing,
+    focal_gamma: float = DEFAULTS.focal_gamma,
+    focal_alpha: float = DEFAULTS.focal_alpha,
+):
     """Cross-entropy of the class.
 
     Args:
@@ -135,6 +145,6 @@ def balance_classes(counts, rule: str) -> list:
     if rule == "inverse":
         mean = sum(1.0 / count for count in counts) / classes
         return [1.0 / count / mean for count in counts]
-    _check("class_weights", rule, ("balanced", "inverse", "sqrt_inverse"))
+    _check("class_weights", rule, CLASS_WEIGHTS)
     mean = sum(count**0.5 for count in counts) / total
     return [count**-0.5 / mean for count in counts]

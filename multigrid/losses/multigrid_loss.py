@@ -18,18 +18,33 @@ NORMALIZERS = ("batch", "positives", "grid")
 
 
 class LossBreakdown(NamedTuple):
-    """Every part of the loss for one batch; S scales, coarse to fine."""
+    """Every part of the loss for one batch; S scales, coarse to fine.
+
+    Counted are images, cells, objects, claims, positives, negatives and ignored; "confidence" is the sum of what
+    objectness should say in the positive cells.
+    """
 
     total: object  # scalar float32: the sum of coefficient · part over parts and scales
     parts: dict  # name -> [S] float32, normalized, before the coefficient
     sums: dict  # name -> [S] float32, before the normalizer
     normalizers: object  # [S] float32
-    counts: dict  # name -> [S] float32: images, cells, objects, claims, positives, negatives, ignored
+    counts: dict  # name -> [S] float32
     coefficients: dict  # name of the part -> float
+    regularization: object = None  # scalar float32 within the total, where layers of the model have losses of their own
+
+    @property
+    def weighted(self) -> dict:
+        """The parts times their coefficients, as they stand in the total: name -> [S]."""
+        return {name: self.coefficients[name] * values for name, values in self.parts.items()}
 
     def part(self, name: str):
         """One part over all scales, before its coefficient: a scalar."""
         return ops.sum(self.parts[name])
+
+
+def with_objectness(values: dict) -> dict:
+    """Values by part, and beside them "objectness", the sum of those of cells with and without an object."""
+    return {**values, "objectness": values["object"] + values["no_object"]}
 
 
 @keras.saving.register_keras_serializable("multigrid")
@@ -149,16 +164,18 @@ class MultiGridLoss:
         predicted = ops.stop_gradient(self._decode(channels, layout))
         positive_cell = targets.positive_cells(encoded, layout)
         ignored_cell = self._ignored(predicted, encoded) & ~positive_cell
-        sums = self._sums_over_claims(cells, predicted, encoded, layout)
+        quality = self._quality(predicted, encoded)
+        sums = self._sums_over_claims(cells, quality, encoded, layout)
         negative_cell = ~positive_cell & ~ignored_cell
         empty_logits = ops.where(negative_cell, channels.objectness, 0.0)
         nothing = ops.where(negative_cell, components.objectness(empty_logits, 0.0), 0.0)
         sums["no_object"] = _by_scale_of_cells(nothing, layout)
         counts = _count(encoded, layout, negative_cell, ignored_cell)
+        counts["confidence"] = _by_scale_of_claims(quality, encoded, layout)
         normalizers = self._normalizers(counts)
         parts = {name: sums[name] / normalizers for name in LOSS_PARTS}
-        total = sum(self.coefficients[name] * ops.sum(parts[name]) for name in LOSS_PARTS)
-        return LossBreakdown(total, parts, sums, normalizers, counts, self.coefficients)
+        measured = LossBreakdown(None, parts, sums, normalizers, counts, self.coefficients)
+        return measured._replace(total=sum(ops.sum(values) for values in measured.weighted.values()))
 
     def get_config(self) -> dict:
         """The constructor's arguments, as plain values."""
@@ -185,7 +202,7 @@ class MultiGridLoss:
             box_geometry.overlaps(predicted[:, :, None], true_boxes[:, None], self.ignore_threshold), axis=-1
         )
 
-    def _sums_over_claims(self, cells, predicted, encoded, layout) -> dict:
+    def _sums_over_claims(self, cells, quality, encoded, layout) -> dict:
         """Sums over the positive cells of each scale of the parts that only they have: name -> [S]."""
         won = encoded.positive
         claimed_cells = targets.gather_cells(cells, encoded.cell)
@@ -193,12 +210,11 @@ class MultiGridLoss:
         raw = self._split(ops.where(won[..., None], claimed_cells, 0.0))
         values = {
             "localization": self._localization(raw, encoded, layout),
-            "object": components.objectness(raw.objectness, self._quality(predicted, encoded)),
+            "object": components.objectness(raw.objectness, quality),
             "anchor": components.anchor(self.anchor, raw.anchor, _nine(encoded.anchor)),
             "classification": self._classification(raw.classes, encoded),
         }
-        in_scale = ops.one_hot(encoded.scale, len(self.strides))
-        return {name: ops.einsum("bmk,bms->s", ops.where(won, value, 0.0), in_scale) for name, value in values.items()}
+        return {name: _by_scale_of_claims(value, encoded, layout) for name, value in values.items()}
 
     def _localization(self, raw, encoded, layout):
         offsets = cell_geometry.offset(raw.xy, self.offset_activation)
@@ -262,6 +278,12 @@ def _by_scale_of_cells(values, layout):
     """[B, N] of cells -> [S] sums."""
     starts = layout.first_cells
     return ops.stack([ops.sum(values[:, a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)])
+
+
+def _by_scale_of_claims(values, encoded, layout):
+    """[B, M, 9] of claims -> [S] sums over those that won their cell."""
+    in_scale = ops.one_hot(encoded.scale, len(layout.strides))
+    return ops.einsum("bmk,bms->s", ops.where(encoded.positive, values, 0.0), in_scale)
 
 
 def _nine(per_object):

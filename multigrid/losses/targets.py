@@ -14,6 +14,8 @@ from multigrid.geometry import cells as cell_geometry
 
 ASSIGNMENTS = ("inside", "paper", "single", "best")
 BEST_CELLS = 4  # how many of the nine `best` keeps
+BEST_FLOOR = 0.05  # added to the IoU, so that cells whose boxes overlap nothing yet are told apart by their distance
+BEST_DECAY = 0.3  # how fast a cell's merit falls with the squared distance, in cells, of its centre from the object's
 
 
 class Targets(NamedTuple):
@@ -30,7 +32,7 @@ class Targets(NamedTuple):
     positive: object  # [B, M, 9] bool, the claims that won their cell
 
 
-def encode(boxes, classes, layout, anchors_wh, assignment="inside", predicted_boxes=None) -> Targets:
+def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None) -> Targets:
     """Finds the cells that answer for each object.
 
     Args:
@@ -52,7 +54,7 @@ def encode(boxes, classes, layout, anchors_wh, assignment="inside", predicted_bo
     size = ops.where(valid[..., None], size, 1.0)
     scale, anchor, log_size = _match(size, anchors_wh)
     stride = ops.take(ops.convert_to_tensor(layout.strides, "float32"), scale, axis=0)
-    cell_xy, cell, exists = _nine_cells(center / stride[..., None], scale, layout)
+    cell_xy, cell, exists = cell_geometry.nine_cells(center / stride[..., None], scale, layout)
     offsets = (center / stride[..., None])[:, :, None] - cell_xy
     claimed = exists & valid[..., None]
     claimed = claimed & _rule(assignment, boxes, cell_xy, cell, offsets, stride, predicted_boxes, claimed)
@@ -120,19 +122,6 @@ def _match(size, anchors_wh):
     return best // per_scale, best % per_scale, ops.log(size / ops.take(table, best, axis=0))
 
 
-def _nine_cells(center, scale, layout):
-    """The 3×3 cells around centres [B, M, 2] in cells: (column, row), index among all cells, and whether they exist."""
-    shapes = ops.take(ops.convert_to_tensor([[c, r] for r, c in layout.shapes], "int32"), scale, axis=0)
-    own = ops.clip(ops.cast(ops.floor(center), "int32"), 0, shapes - 1)
-    around = own[:, :, None] + ops.convert_to_tensor(cell_geometry.NEIGHBOURHOOD, "int32")
-    limit = shapes[:, :, None]
-    exists = ops.all((around >= 0) & (around < limit), axis=-1)
-    inside = ops.clip(around, 0, limit - 1)
-    first = ops.take(ops.convert_to_tensor(layout.first_cells[:-1], "int32"), scale, axis=0)
-    index = first[..., None] + inside[..., 1] * limit[..., 0] + inside[..., 0]
-    return ops.cast(around, "float32"), index, exists
-
-
 def _rule(assignment, boxes, cell_xy, cell, offsets, stride, predicted_boxes, claimed):
     """Which of the nine cells the assignment lets claim: [B, M, 9] bool."""
     own = ops.convert_to_tensor([k == cell_geometry.OWN_CELL for k in range(len(cell_geometry.NEIGHBOURHOOD))])
@@ -154,7 +143,7 @@ def _best_of_nine(boxes, cell, offsets, predicted_boxes, claimed):
         raise ValueError('assignment "best": expected predicted_boxes, received None')
     overlap = box_geometry.iou(gather_cells(predicted_boxes, cell), boxes[:, :, None])
     distance = ops.sum((offsets - 0.5) ** 2, axis=-1)
-    fit = ops.where(claimed, (overlap + 0.05) * ops.exp(-0.3 * distance), -1.0)
+    fit = ops.where(claimed, (overlap + BEST_FLOOR) * ops.exp(-BEST_DECAY * distance), -1.0)
     kept = ops.top_k(fit, BEST_CELLS)[1]
     return ops.any(kept[..., None] == ops.arange(len(cell_geometry.NEIGHBOURHOOD)), axis=-2)
 

@@ -1,5 +1,6 @@
 """MultiGridDetector: images to raw grids, and the loss that `fit` and `evaluate` share."""
 
+import contextlib
 import math
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 from keras import layers, ops
 
 from multigrid.config import LOSS_PARTS, ModelConfig
+from multigrid.losses.multigrid_loss import with_objectness
 from multigrid.models.darknet import darknet53
 from multigrid.models.head import STRIDES, detection_grids, grid_name
 
@@ -33,6 +35,10 @@ class MultiGridDetector(keras.Model):
         backbone: a `keras.Model` from float images in [0, 1] to {"stride_8", "stride_16", "stride_32"}; Darknet53 if
             None.
         criterion: a `MultiGridLoss`; needed to train and to evaluate, not to predict.
+        dtype: Keras' dtype policy of the layers that are made here, such as "mixed_bfloat16"; the global one if None.
+
+    Raises:
+        ValueError: anchors of another shape, or a criterion that reads the grids in another way.
     """
 
     def __init__(
@@ -48,20 +54,21 @@ class MultiGridDetector(keras.Model):
         objectness_prior: float = DEFAULTS.objectness_prior,
         backbone: keras.Model | None = None,
         criterion=None,
+        dtype=None,
         name: str = "multigrid_detector",
         **kwargs,
     ):
         anchors = np.asarray(anchors, "float32")
         if anchors.ndim != 3 or anchors.shape[0] != len(STRIDES) or anchors.shape[2] != 2:
             raise ValueError(f"anchors: expected shape [{len(STRIDES)}, A, 2], received {anchors.shape}")
-        for key, own in (("num_classes", num_classes), ("offset_activation", offset_activation)):
-            if criterion is not None and getattr(criterion, key, own) != own:
-                raise ValueError(f"criterion: expected its {key} to be {own!r}, received {getattr(criterion, key)!r}")
-        backbone = backbone or darknet53(width, depth)
-        images = keras.Input((None, None, 3), dtype="uint8", name="images")
-        features = backbone(layers.Rescaling(1.0 / 255.0, name="scale_to_unit")(images))
-        grids = detection_grids(features, 5 + anchors.shape[1] + num_classes, width=width, neck=neck)
-        super().__init__(images, grids, name=name, **kwargs)
+        if criterion is not None:
+            _check_criterion(criterion, anchors, num_classes, offset_activation, class_activation)
+        with _dtype_policy(dtype):
+            backbone = backbone or darknet53(width, depth)
+            images = keras.Input((None, None, 3), dtype="uint8", name="images")
+            features = backbone(layers.Rescaling(1.0 / 255.0, name="scale_to_unit")(images))
+            grids = detection_grids(features, 5 + anchors.shape[1] + num_classes, width=width, neck=neck)
+            super().__init__(images, grids, name=name, **kwargs)
         self.anchors = anchors.tolist()
         self.num_classes = num_classes
         self.width, self.depth, self.neck = width, depth, neck
@@ -94,8 +101,17 @@ class MultiGridDetector(keras.Model):
         return super().call(inputs, training=training, mask=mask)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        """The total loss of a batch; its parts go to the metrics. Keras calls it in `fit` and in `evaluate`."""
-        breakdown = self._breakdown(y, y_pred)
+        """The total loss of a batch; its parts go to the metrics. Keras calls it in `fit` and in `evaluate`.
+
+        Raises:
+            ValueError: there are sample or class weights, which `fit` takes for losses of another kind.
+        """
+        if sample_weight is not None:
+            raise ValueError(
+                "sample_weight: expected none (class weights belong to the loss: MultiGridLoss(class_weights=...)), "
+                "received some"
+            )
+        breakdown = self._breakdown(y, y_pred, self.losses)
         self.parts_tracker.update_state(breakdown)
         return breakdown.total
 
@@ -111,13 +127,16 @@ class MultiGridDetector(keras.Model):
             A `LossBreakdown`.
         """
         state = ([v.value for v in self.trainable_variables], [v.value for v in self.non_trainable_variables])
-        outputs, _ = self.stateless_call(*state, ops.convert_to_tensor(images), training=training)
-        return self._breakdown(targets, outputs)
+        outputs, _, losses = self.stateless_call(
+            *state, ops.convert_to_tensor(images), training=training, return_losses=True
+        )
+        return self._breakdown(targets, outputs, losses)
 
     def get_config(self) -> dict:
         """The constructor's arguments; backbone and criterion are serialized with it."""
         names = ("anchors", "num_classes", "width", "depth", "neck", "offset_activation", "class_activation")
         config = {name: getattr(self, name) for name in (*names, "objectness_prior", "name")}
+        config["dtype"] = self.dtype_policy.name
         config["backbone"] = keras.saving.serialize_keras_object(self.backbone)
         config["criterion"] = self.criterion and keras.saving.serialize_keras_object(self.criterion)
         return config
@@ -125,16 +144,22 @@ class MultiGridDetector(keras.Model):
     @classmethod
     def from_config(cls, config: dict, custom_objects=None) -> "MultiGridDetector":
         """The inverse of `get_config`."""
-        parts = {
-            name: config[name] and keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
-            for name in ("backbone", "criterion")
-        }
-        return cls(**{**config, **parts})
 
-    def _breakdown(self, y, y_pred):
+        def part(name):
+            return config[name] and keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
+
+        with _dtype_policy(config.get("dtype")):  # Keras stores none for a model within
+            return cls(**{**config, "backbone": part("backbone"), "criterion": part("criterion")})
+
+    def _breakdown(self, y, y_pred, losses):
+        """The criterion's breakdown; with what layers add of their own, such as the regularizers of a backbone."""
         if self.criterion is None:
             raise ValueError("criterion: expected a MultiGridLoss to train or evaluate with, received None")
-        return self.criterion.breakdown(self.criterion.encode(y, y_pred), y_pred)
+        breakdown = self.criterion.breakdown(self.criterion.encode(y, y_pred), y_pred)
+        if not losses:
+            return breakdown
+        added = sum(ops.cast(loss, "float32") for loss in losses)
+        return breakdown._replace(total=breakdown.total + added, regularization=added)
 
     def initial_bias(self) -> np.ndarray:
         """The bias every grid starts with, [5 + A + C] float32: objects are rare, and all classes equally likely."""
@@ -159,6 +184,8 @@ class LossParts(keras.metrics.Metric):
         self.sums = self.add_variable(shape, "zeros", name="sums")
         self.counts = self.add_variable((len(COUNT_NAMES), len(self.strides)), "zeros", name="counts")
         self.images = self.add_variable((), "zeros", name="images")
+        self.regularization = self.add_variable((), "zeros", name="regularization")
+        self.regularized = False  # whether there is any is known when the model first runs
 
     def update_state(self, breakdown):
         """Adds a batch's `LossBreakdown`."""
@@ -167,19 +194,54 @@ class LossParts(keras.metrics.Metric):
         self.sums.assign_add(ops.stop_gradient(parts) * images)
         self.counts.assign_add(ops.stack([breakdown.counts[name] for name in COUNT_NAMES]))
         self.images.assign_add(images)
+        self.regularized = breakdown.regularization is not None
+        if self.regularized:
+            self.regularization.assign_add(ops.stop_gradient(breakdown.regularization) * images)
 
     def result(self) -> dict:
-        """{"localization_loss", "object_loss", …, "objectness_loss", "<part>_loss_<stride>", …, "positives"}."""
+        """{"localization_loss", "object_loss", …, "objectness_loss", "<part>_loss_<stride>", …, "positives"}.
+
+        And "regularization_loss", where layers of the model have losses of their own.
+        """
         images = ops.maximum(self.images, 1.0)
         means, counts = self.sums / images, self.counts / images
         totals = ops.sum(means, axis=-1)
-        logs = {f"{name}_loss": totals[row] for row, name in enumerate(LOSS_PARTS)}
-        logs["objectness_loss"] = logs["object_loss"] + logs["no_object_loss"]
+        by_part = with_objectness({name: totals[row] for row, name in enumerate(LOSS_PARTS)})
+        logs = {f"{name}_loss": total for name, total in by_part.items()}
+        if self.regularized:
+            logs["regularization_loss"] = self.regularization / images
         for row, name in enumerate(LOSS_PARTS):
             for column, stride in enumerate(self.strides):
                 logs[f"{name}_loss_{stride}"] = means[row, column]
         logs |= {name: ops.sum(counts[row]) for row, name in enumerate(COUNT_NAMES)}
         return logs
+
+
+def _check_criterion(criterion, anchors, num_classes, offset_activation, class_activation) -> None:
+    """Sees that detector and criterion read the grids in one way; a criterion of the caller's own may not say."""
+    for key, own in (("num_classes", num_classes), ("offset_activation", offset_activation)):
+        if getattr(criterion, key, own) != own:
+            raise ValueError(f"criterion: expected its {key} to be {own!r}, received {getattr(criterion, key)!r}")
+    theirs = np.asarray(getattr(criterion, "anchors", anchors), "float32")
+    if theirs.shape != anchors.shape or not np.allclose(theirs, anchors):
+        raise ValueError(f"criterion: expected its anchors to be {anchors.tolist()}, received {theirs.tolist()}")
+    kind = getattr(criterion, "classification", class_activation)
+    if (kind == "softmax") != (class_activation == "softmax"):
+        raise ValueError(
+            'criterion: expected classification "softmax" exactly where class_activation is "softmax", '
+            f"received classification {kind!r} and class_activation {class_activation!r}"
+        )
+
+
+@contextlib.contextmanager
+def _dtype_policy(policy):
+    """Makes a dtype policy the global one while the block runs: layers take theirs from there."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(before if policy is None else policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _logit(probability: float) -> float:

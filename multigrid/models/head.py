@@ -2,14 +2,14 @@
 
 from keras import initializers, layers
 
+from multigrid.geometry.cells import STRIDES
 from multigrid.models.darknet import convolution, scaled
 
-STRIDES = (32, 16, 8)
 COARSEST_FILTERS = {"slim": 256, "full": 512}  # halved at each finer scale
 CONVOLUTIONS = {"slim": 3, "full": 5}  # before a scale's map is handed to the next finer one
 
 
-def detection_grids(features: dict, channels: int, *, width: float = 1.0, neck: str = "slim") -> list:
+def detection_grids(features: dict, channels: int, *, width: float, neck: str) -> list:
     """Three grids of raw numbers from three feature maps.
 
     Args:

@@ -107,6 +107,10 @@ class EpochLines(keras.callbacks.Callback):
 
     SHOWN = ("loss", "localization_loss", "objectness_loss", "anchor_loss", "classification_loss", "val_loss")
 
+    def __init__(self):
+        super().__init__()
+        self.display = None
+
     def on_train_begin(self, logs=None):
         self.display = report.StepProgress(self.params["steps"])
 
@@ -122,4 +126,9 @@ class EpochLines(keras.callbacks.Callback):
         self.display.finish(f"epoch {epoch + 1}/{self.params['epochs']}  " + "  ".join(figures))
 
     def on_train_end(self, logs=None):
-        self.display.stop()
+        self.stop()
+
+    def stop(self) -> None:
+        """Takes the bar away; Keras ends no training that is interrupted."""
+        if self.display is not None:
+            self.display.stop()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import keras
 from keras import ops
 
+OPTIMIZERS = ("adamw", "adam", "sgd")
+
 
 class MeasuredGradients:
     """Mixin of an optimizer whose weight decay spares BatchNorm and biases, before and after a reload.
@@ -67,14 +69,16 @@ def build_optimizer(
     Raises:
         ValueError: an unknown name.
     """
-    common = {"global_clipnorm": max_grad_norm, "use_ema": ema is not None, "ema_momentum": ema or 0.99}
+    common = {"global_clipnorm": max_grad_norm}
+    if ema is not None:
+        common |= {"use_ema": True, "ema_momentum": ema}
     if name == "adam":
         return Adam(learning_rate, beta_1=momentum, **common)
     if name == "adamw":
         return AdamW(learning_rate, beta_1=momentum, weight_decay=weight_decay, **common)
     if name == "sgd":
         return SGD(learning_rate, momentum=momentum, nesterov=True, weight_decay=weight_decay, **common)
-    raise ValueError(f"optimizer: expected adamw, adam or sgd, received {name!r}")
+    raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, received {name!r}")
 
 
 def warmup_cosine(learning_rate: float, *, steps: int, warmup_steps: int, final_fraction: float):

@@ -7,15 +7,16 @@ import os
 import pathlib
 
 import keras
+import numpy as np
 
 from multigrid import assembly, report
 from multigrid.config import Config
 from multigrid.errors import InputError
 from multigrid.evaluation.run import evaluate
+from multigrid.geometry.anchors import write_anchors
 from multigrid.models.weights import load_weights
 from multigrid.training import callbacks as watch
 from multigrid.training import snapshots
-from multigrid.training.optimizers import build_optimizer, warmup_cosine
 
 RUNS = "runs"  # in the working directory
 
@@ -68,35 +69,24 @@ class MultiGridTrainer:
         return self.train_data, self.val_data
 
     def build_model(self):
-        """Makes the detector and compiles it.
+        """Makes the detector and compiles it; a detector that is there stays, and what is compiled stays as it is.
 
         Returns:
             The compiled `MultiGridDetector`.
 
         Raises:
-            InputError: weights that do not fit.
+            InputError: weights that do not fit, or a detector that is there for other classes or anchors.
         """
         self._need_data()
         if self.detector is None:
             criterion = assembly.build_criterion(self.config, self.vocabulary, self.samples.get("train", ()))
             self.detector = assembly.build_detector(self.config, self.vocabulary, criterion)
-        training = self.config.training
-        steps = len(self.train_data) * training.epochs
-        optimizer = build_optimizer(
-            training.optimizer,
-            warmup_cosine(
-                training.learning_rate,
-                steps=steps,
-                warmup_steps=min(round(training.warmup_epochs * len(self.train_data)), steps - 1),
-                final_fraction=training.final_learning_rate_fraction,
-            ),
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-            max_grad_norm=training.max_grad_norm,
-            ema=training.ema,
-        )
-        jit_compile = self.detector.prefers_xla if training.jit_compile == "auto" else training.jit_compile
-        self.detector.compile(optimizer, jit_compile=jit_compile)
+        self._check_detector()
+        if not self.detector.compiled:
+            training = self.config.training
+            jit_compile = self.detector.prefers_xla if training.jit_compile == "auto" else training.jit_compile
+            optimizer = assembly.build_optimizer(training, len(self.train_data))
+            self.detector.compile(optimizer, jit_compile=jit_compile)
         return self.detector
 
     def train(self) -> keras.callbacks.History:
@@ -106,26 +96,28 @@ class MultiGridTrainer:
             Keras' History; `run_dir` holds the rest.
 
         Raises:
-            InputError: bad data or weights, or a run folder that is in use; nothing is written then.
+            InputError: bad data or weights, a detector for others, or a run folder in use; nothing is written then.
             NonFiniteLossError: the loss is no longer a number.
         """
         self.check_run_dir()
-        self._need_data()
-        if self.detector is None or not self.detector.compiled:
-            self.build_model()
+        self.build_model()
         if self.detector.criterion is None:
             raise ValueError("detector: expected one with a criterion to train with, received one without")
         self.run_dir = self._new_run_dir()
-        self.config.save(self.run_dir / "config.yaml")
+        self._save_config()
         snapshots.save_training_batch(self.run_dir / "train_batch.jpg", self.train_data, self.detector, self._names())
-        history = self.detector.fit(
-            self.train_data,
-            validation_data=self.val_data,
-            epochs=self.config.training.epochs,
-            shuffle=False,  # the generator has its own, seeded order
-            callbacks=self._callbacks(),
-            verbose=0,
-        )
+        lines = watch.EpochLines()
+        try:
+            history = self.detector.fit(
+                self.train_data,
+                validation_data=self.val_data,
+                epochs=self.config.training.epochs,
+                shuffle=False,  # the generator has its own, seeded order
+                callbacks=self._callbacks(lines),
+                verbose=0,
+            )
+        finally:
+            lines.stop()
         load_weights(self.detector, self.run_dir / "weights" / "best.weights.h5")
         if self.samples.get("val"):
             predictor = assembly.build_predictor(self.config, self.detector, self._names(), evaluating=False)
@@ -161,7 +153,29 @@ class MultiGridTrainer:
     def _names(self):
         return self.vocabulary.class_names
 
-    def _callbacks(self) -> list:
+    def _check_detector(self) -> None:
+        """Sees that the detector is for the classes and anchors that the labels are read with."""
+        detector, names, anchors = self.detector, self._names(), self.vocabulary.anchors.sizes
+        if detector.num_classes != len(names):
+            raise InputError(
+                f"detector: expected one for the {len(names)} classes of data.classes, received {detector.num_classes}"
+            )
+        theirs = np.asarray(detector.anchors, "float32")
+        if theirs.shape != anchors.shape or not np.allclose(theirs, anchors):
+            raise InputError(
+                f"detector: expected the anchors of data.anchors, {anchors.tolist()}, received {theirs.tolist()}"
+            )
+
+    def _save_config(self) -> None:
+        """Writes the config with classes and anchors of the run's own: later changes to the files are not for it."""
+        folder, data = self.run_dir, self.config.data
+        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in self._names()), encoding="utf-8")
+        write_anchors(self.vocabulary.anchors, folder / "anchors.txt", layout="scales")
+        copies = {name: str(folder / f"{name}.txt") for name in ("classes", "anchors")}
+        config = self.config.model_copy(update={"data": data.model_copy(update=copies)})
+        config.save(folder / "config.yaml")
+
+    def _callbacks(self, lines) -> list:
         """In the order in which they act when an epoch ends: figures first, then who reads them."""
         training, folder = self.config.training, self.run_dir
         measured = any(len(sample.boxes) for sample in self.samples.get("val", ()))  # no objects, no mAP
@@ -185,7 +199,7 @@ class MultiGridTrainer:
             keras.callbacks.ModelCheckpoint(folder / "weights" / "last.weights.h5", **weights),
             keras.callbacks.CSVLogger(folder / "results.csv"),
             keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
-            watch.EpochLines(),
+            lines,
         ]
         if training.early_stopping is not None:
             patience = training.early_stopping * (training.validate_every if measured else 1)

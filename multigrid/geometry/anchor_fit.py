@@ -1,0 +1,199 @@
+"""Anchors against a data set: the ones that fit its boxes best, and how well given ones do.
+
+Convention of this module: a size is (width, height) in pixels of the network's input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from multigrid.errors import InputError
+from multigrid.geometry.anchors import Anchors
+from multigrid.geometry.boxes import iol
+
+RESTARTS = 8
+MAX_ITERATIONS = 100
+# k-means settles on far fewer boxes than a large data set holds; more only cost time.
+FIT_LIMIT = 20_000
+WORST_SHOWN = 3
+
+
+def fit_anchors(sizes_wh, count: int = 9, scales: int = 3, seed: int = 0) -> Anchors:
+    """The anchors that match a data set's boxes best: k-means with the distance 1 - IoL, several restarts.
+
+    Of more than `FIT_LIMIT` boxes a random sample of that many is used.
+
+    Args:
+        sizes_wh: [N, 2] float, (width, height) in input pixels.
+        count: the number of anchors, a multiple of `scales`.
+        scales: the number of scales.
+        seed: of the restarts; the same seed gives the same anchors.
+
+    Returns:
+        Anchors, rounded to 0.01 pixel.
+
+    Raises:
+        InputError: fewer distinct sizes than anchors, sizes that are not positive, or a count that cannot be dealt.
+    """
+    if count < 1 or count % scales:
+        raise InputError(f"anchors: expected a count that is a multiple of {scales} scales, received {count}")
+    sizes = _checked_sizes(sizes_wh)
+    random = np.random.default_rng(seed)
+    if len(sizes) > FIT_LIMIT:
+        sizes = random.choice(sizes, FIT_LIMIT, replace=False)
+    # Letterboxing leaves boxes of one size a rounding error apart; anchors are rounded to a hundredth too.
+    rounded = np.maximum(np.round(sizes, 2), 0.01)
+    distinct, weights = np.unique(rounded, axis=0, return_counts=True)
+    if len(distinct) < count:
+        raise InputError(f"anchors: expected at least {count} distinct box sizes to fit, received {len(distinct)}")
+    fits = [_k_means(sizes, _spread_seeds(distinct, weights, count, random)) for _ in range(RESTARTS)]
+    _, best = max(fits, key=lambda fit: fit[0])
+    return Anchors.from_flat(np.maximum(np.round(best, 2), 0.01), scales)
+
+
+def _spread_seeds(distinct: np.ndarray, weights: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """`count` of the distinct sizes, each drawn with the chance of its distance to those drawn before (k-means++)."""
+    chosen = [int(random.choice(len(distinct), p=weights / weights.sum()))]
+    while len(chosen) < count:
+        distance = 1.0 - numpy_iol(distinct, distinct[chosen]).max(axis=1)
+        # A distance may round to 0 between sizes that differ; every size not yet drawn keeps a chance.
+        chance = weights * np.maximum(distance, 1e-6).astype(np.float64)
+        chance[chosen] = 0.0
+        chosen.append(int(random.choice(len(distinct), p=chance / chance.sum())))
+    return distinct[chosen]
+
+
+def _k_means(sizes: np.ndarray, centres: np.ndarray) -> tuple[float, np.ndarray]:
+    """(mean best IoL, centres [K, 2]) of the best iteration; the median update may make the mean worse again."""
+    best_mean, best_centres, previous = -1.0, centres, None
+    for _ in range(MAX_ITERATIONS):
+        overlaps = numpy_iol(sizes, centres)
+        nearest, best_iol = overlaps.argmax(axis=1), overlaps.max(axis=1)
+        if best_iol.mean() > best_mean:
+            best_mean, best_centres = float(best_iol.mean()), centres
+        if previous is not None and np.array_equal(nearest, previous):
+            break
+        centres, previous = _moved(sizes, centres, nearest, best_iol), nearest
+    return best_mean, best_centres
+
+
+def _moved(sizes: np.ndarray, centres: np.ndarray, nearest: np.ndarray, best_iol: np.ndarray) -> np.ndarray:
+    """Each centre at the median of its boxes; a centre without boxes goes to one of the worst matched boxes."""
+    moved = centres.copy()
+    worst_first = iter(np.argsort(best_iol, kind="stable"))
+    for index in range(len(centres)):
+        members = sizes[nearest == index]
+        moved[index] = np.median(members, axis=0) if len(members) else sizes[next(worst_first)]
+    return moved
+
+
+def _checked_sizes(sizes_wh) -> np.ndarray:
+    sizes = np.asarray(sizes_wh, dtype=np.float32).reshape(-1, 2)
+    if len(sizes) == 0:
+        raise InputError("anchors: expected the sizes of at least one box, received none")
+    good = np.isfinite(sizes).all(axis=1) & (sizes > 0).all(axis=1)
+    if not good.all():
+        first = int(np.argmin(good))
+        raise InputError(
+            f"anchors: expected positive, finite box sizes, received {sizes[first].tolist()} for box {first + 1}"
+        )
+    return sizes
+
+
+def numpy_iol(sizes_wh: np.ndarray, anchors_wh: np.ndarray) -> np.ndarray:
+    """`boxes.iol` of sizes [N, 2] and anchors [K, 2], (width, height) in input pixels, as a NumPy array [N, K]."""
+    return np.asarray(keras.ops.convert_to_numpy(iol(sizes_wh, anchors_wh)))
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchorFit:
+    """How well anchors match a data set's boxes.
+
+    Args:
+        boxes: the number of boxes.
+        mean_iol: the mean over boxes of the IoL with the best of all anchors.
+        share_above_half: the share of boxes whose best IoL is above 0.5.
+        share_above_quarter: likewise above 0.25; below that, an anchor is more than four times off.
+        anchors: the anchors that were compared.
+        shares: the share of boxes that each anchor matches, [scales][A], coarse to fine; they sum to 1.
+        worst: up to three (width, height, best IoL), the worst matched first.
+    """
+
+    boxes: int
+    mean_iol: float
+    share_above_half: float
+    share_above_quarter: float
+    anchors: Anchors
+    shares: tuple[tuple[float, ...], ...]
+    worst: tuple[tuple[float, float, float], ...]
+
+    @property
+    def scale_shares(self) -> tuple[float, ...]:
+        """The share of boxes that each scale takes, coarse to fine."""
+        return tuple(sum(scale) for scale in self.shares)
+
+    @property
+    def fits(self) -> bool:
+        """Whether training can go on without a warning: mean IoL at least 0.5, at least 90 % of boxes above 0.25."""
+        return self.mean_iol >= 0.5 and self.share_above_quarter >= 0.9
+
+    def describe(self) -> str:
+        """One paragraph of numbers."""
+        used = "; ".join(
+            " ".join(f"{w:.4g}x{h:.4g} {share:.1%}" for (w, h), share in zip(sizes, shares, strict=True))
+            for sizes, shares in zip(self.anchors.sizes, self.shares, strict=True)
+        )
+        worst = ", ".join(f"{width:.4g}x{height:.4g} ({value:.2f})" for width, height, value in self.worst)
+        scales = " / ".join(f"{share:.1%}" for share in self.scale_shares)
+        return (
+            f"{self.boxes} boxes: mean best IoL {self.mean_iol:.3f}, above 0.5 for {self.share_above_half:.1%}, above "
+            f"0.25 for {self.share_above_quarter:.1%}; boxes a scale, coarse to fine: {scales}; boxes an anchor: "
+            f"{used}; worst matched sizes (IoL): {worst}."
+        )
+
+    def warning(self, command: str) -> str | None:
+        """What to tell the user, or None where the anchors fit.
+
+        Args:
+            command: what to type to fit anchors to this data set.
+        """
+        if self.fits:
+            return None
+        return (
+            f"The anchors do not fit the boxes: expected a mean best IoL of at least 0.5 and at least 90% of the boxes "
+            f"above 0.25, received {self.mean_iol:.3f} and {self.share_above_quarter:.1%} over {self.boxes} boxes. "
+            f"Fit them with: {command}"
+        )
+
+
+def match_statistics(anchors: Anchors, sizes_wh) -> AnchorFit:
+    """How well the anchors match these boxes.
+
+    Args:
+        anchors: the anchors.
+        sizes_wh: [N, 2] float, (width, height) in input pixels, at the network's input size.
+
+    Returns:
+        AnchorFit.
+
+    Raises:
+        InputError: no boxes, or sizes that are not positive and finite.
+    """
+    sizes = _checked_sizes(sizes_wh)
+    overlaps = numpy_iol(sizes, anchors.flat())
+    best = overlaps.max(axis=1)
+    counts = np.bincount(overlaps.argmax(axis=1), minlength=len(anchors.flat()))
+    shares = (counts / len(sizes)).reshape(anchors.num_scales, anchors.per_scale)
+    worst = np.argsort(best, kind="stable")[:WORST_SHOWN]
+    return AnchorFit(
+        boxes=len(sizes),
+        mean_iol=float(best.mean()),
+        share_above_half=float((best > 0.5).mean()),
+        share_above_quarter=float((best > 0.25).mean()),
+        anchors=anchors,
+        shares=tuple(tuple(scale) for scale in shares.tolist()),
+        worst=tuple((float(sizes[i, 0]), float(sizes[i, 1]), float(best[i])) for i in worst),
+    )
