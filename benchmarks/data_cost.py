@@ -20,12 +20,13 @@ import keras
 from PIL import Image
 
 from multigrid import MultiGridDataGenerator, MultiGridDetector, MultiGridLoss, Sample, read_samples
-from multigrid.assembly import build_optimizer, network_sizes
+from multigrid.assembly import network_sizes
 from multigrid.config import AugmentationConfig, ModelConfig, TrainingConfig
 from multigrid.data.samples import read_class_names
 from multigrid.data.shapes import CLASS_NAMES, draw_scene
 from multigrid.geometry.anchor_fit import fit_anchors
 from multigrid.report import say, table
+from multigrid.training.optimizers import configured_optimizer
 
 INPUT_SIZE, BATCH, WIDTH = (320, 320), 8, 0.25
 SCENES, SCENE_SIZE = 200, (480, 640)
@@ -92,7 +93,7 @@ def _detector(samples, num_classes: int) -> MultiGridDetector:
     activation = ModelConfig().offset_activation
     criterion = MultiGridLoss(anchors, num_classes, offset_activation=activation)
     detector = MultiGridDetector(anchors, num_classes, width=WIDTH, offset_activation=activation, criterion=criterion)
-    detector.compile(build_optimizer(TrainingConfig(), steps_per_epoch=100), jit_compile=False)
+    detector.compile(configured_optimizer(TrainingConfig(), steps_per_epoch=100), jit_compile=False)
     return detector
 
 

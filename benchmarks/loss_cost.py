@@ -18,10 +18,10 @@ import numpy as np
 import tensorflow as tf
 
 from multigrid import MultiGridDetector, MultiGridLoss
-from multigrid.assembly import build_optimizer
 from multigrid.config import ModelConfig, TrainingConfig
 from multigrid.losses.targets import ASSIGNMENTS
 from multigrid.report import table
+from multigrid.training.optimizers import configured_optimizer
 
 SIDE, BATCH, CLASSES = 416, 8, 80
 ANCHORS = [  # YOLOv3's nine, coarse to fine
@@ -70,7 +70,7 @@ def _detector(width: float, assignment: str) -> MultiGridDetector:
     activation = ModelConfig().offset_activation
     criterion = MultiGridLoss(ANCHORS, CLASSES, offset_activation=activation, assignment=assignment)
     detector = MultiGridDetector(ANCHORS, CLASSES, width=width, offset_activation=activation, criterion=criterion)
-    detector.compile(build_optimizer(TrainingConfig(), steps_per_epoch=100), jit_compile=False)
+    detector.compile(configured_optimizer(TrainingConfig(), steps_per_epoch=100), jit_compile=False)
     return detector
 
 

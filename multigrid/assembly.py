@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from multigrid import report
-from multigrid.config import SHAPES, Config, TrainingConfig
+from multigrid.config import SHAPES, Config
 from multigrid.data import shapes
 from multigrid.data.defects import describe_defects
 from multigrid.data.generator import MultiGridDataGenerator
@@ -25,7 +25,6 @@ from multigrid.losses.components import balance_classes
 from multigrid.losses.multigrid_loss import MultiGridLoss
 from multigrid.models.detector import MultiGridDetector
 from multigrid.models.weights import load_weights
-from multigrid.training import optimizers
 
 MANY_IMAGES = 2000  # fewer are looked at in seconds: no line in a log
 
@@ -167,25 +166,6 @@ def build_detector(config: Config, vocabulary: Vocabulary, criterion: MultiGridL
     if config.weights is not None:
         load_weights(detector, config.weights)
     return detector
-
-
-def build_optimizer(training: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """The optimizer of a config with its schedule: `training.warmup_epochs` up, then down to the last epoch."""
-    steps = steps_per_epoch * training.epochs
-    schedule = optimizers.warmup_cosine(
-        training.learning_rate,
-        steps=steps,
-        warmup_steps=min(round(training.warmup_epochs * steps_per_epoch), steps - 1),
-        final_fraction=training.final_learning_rate_fraction,
-    )
-    return optimizers.build_optimizer(
-        training.optimizer,
-        schedule,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        ema=training.ema,
-    )
 
 
 def build_predictor(config: Config, detector, class_names: Sequence[str], *, evaluating: bool) -> Predictor:

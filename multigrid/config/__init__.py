@@ -12,6 +12,7 @@ from multigrid.config.sections import (
     OutputConfig,
     ShapesConfig,
     TrainingConfig,
+    with_objectness,
 )
 from multigrid.config.values import SHAPES
 from multigrid.config.words import describe
@@ -30,4 +31,5 @@ __all__ = [
     "ShapesConfig",
     "TrainingConfig",
     "describe",
+    "with_objectness",
 ]

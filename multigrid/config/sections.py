@@ -33,6 +33,11 @@ LOSS_PARTS = {
 }
 
 
+def with_objectness(values: dict) -> dict:
+    """Values by part, and beside them "objectness", the sum of those of cells with and without an object."""
+    return {**values, "objectness": values["object"] + values["no_object"]}
+
+
 def _default_steps() -> tuple[dict[str, Any], ...]:
     """What is done to training images besides mosaic and mixup; the steps run in this order."""
     return (

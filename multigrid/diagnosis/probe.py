@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 from keras import ops
 
-from multigrid.config import LOSS_PARTS
+from multigrid.config import LOSS_PARTS, with_objectness
 from multigrid.geometry import cells as cell_geometry
-from multigrid.losses.multigrid_loss import LossBreakdown, with_objectness
+from multigrid.losses.multigrid_loss import LossBreakdown
 
 AGREEMENT = 1e-5  # relative; between the probe's total and what `evaluate` reports
 POSITIVE_PARTS = ("localization", "object", "anchor", "classification")  # those that only positive cells have

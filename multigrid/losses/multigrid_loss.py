@@ -42,11 +42,6 @@ class LossBreakdown(NamedTuple):
         return ops.sum(self.parts[name])
 
 
-def with_objectness(values: dict) -> dict:
-    """Values by part, and beside them "objectness", the sum of those of cells with and without an object."""
-    return {**values, "objectness": values["object"] + values["no_object"]}
-
-
 @keras.saving.register_keras_serializable("multigrid")
 class MultiGridLoss:
     """Localization, objectness, anchor and classification of cells against boxes.

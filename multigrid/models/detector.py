@@ -7,8 +7,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from multigrid.config import LOSS_PARTS, ModelConfig
-from multigrid.losses.multigrid_loss import with_objectness
+from multigrid.config import LOSS_PARTS, ModelConfig, with_objectness
 from multigrid.models.darknet import darknet53
 from multigrid.models.head import STRIDES, detection_grids, grid_name
 

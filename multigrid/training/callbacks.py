@@ -122,7 +122,9 @@ class EpochLines(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         figures = [f"{name.removesuffix('_loss')} {logs[name]:.3f}" for name in self.SHOWN if name in logs]
-        figures += [f"{name} {logs[name]:.3f}" for name in ("val_mAP50", "val_mAP") if name in logs]
+        # NaN where this epoch was not measured
+        measured = [name for name in ("val_mAP50", "val_mAP") if not math.isnan(logs.get(name, math.nan))]
+        figures += [f"{name} {logs[name]:.3f}" for name in measured]
         self.display.finish(f"epoch {epoch + 1}/{self.params['epochs']}  " + "  ".join(figures))
 
     def on_train_end(self, logs=None):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import keras
 from keras import ops
 
+from multigrid.config import TrainingConfig
+
 OPTIMIZERS = ("adamw", "adam", "sgd")
 
 
@@ -99,4 +101,23 @@ def warmup_cosine(learning_rate: float, *, steps: int, warmup_steps: int, final_
         alpha=final_fraction,
         warmup_target=learning_rate if warmup_steps else None,
         warmup_steps=warmup_steps,
+    )
+
+
+def configured_optimizer(training: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    """The optimizer of a config with its schedule: `training.warmup_epochs` up, then down to the last epoch."""
+    steps = steps_per_epoch * training.epochs
+    schedule = warmup_cosine(
+        training.learning_rate,
+        steps=steps,
+        warmup_steps=min(round(training.warmup_epochs * steps_per_epoch), steps - 1),
+        final_fraction=training.final_learning_rate_fraction,
+    )
+    return build_optimizer(
+        training.optimizer,
+        schedule,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        ema=training.ema,
     )

@@ -17,6 +17,7 @@ from multigrid.geometry.anchors import write_anchors
 from multigrid.models.weights import load_weights
 from multigrid.training import callbacks as watch
 from multigrid.training import snapshots
+from multigrid.training.optimizers import configured_optimizer
 
 RUNS = "runs"  # in the working directory
 
@@ -85,7 +86,7 @@ class MultiGridTrainer:
         if not self.detector.compiled:
             training = self.config.training
             jit_compile = self.detector.prefers_xla if training.jit_compile == "auto" else training.jit_compile
-            optimizer = assembly.build_optimizer(training, len(self.train_data))
+            optimizer = configured_optimizer(training, len(self.train_data))
             self.detector.compile(optimizer, jit_compile=jit_compile)
         return self.detector
 
