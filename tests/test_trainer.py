@@ -69,10 +69,26 @@ def in_file(trainer, name):
     return found
 
 
+def first_kernel(detector):
+    return keras.ops.convert_to_numpy(detector.backbone.get_layer("stem_conv").kernel).copy()
+
+
+class FirstKernels(keras.callbacks.Callback):
+    """Keeps the first kernel as it is after every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.kernels.append(first_kernel(self.model))
+
+
 @pytest.fixture(scope="module")
 def finished(files, tmp_path_factory):
     """A finished training: its trainer and history."""
-    trainer = MultiGridTrainer(make_config(files, tmp_path_factory.mktemp("runs") / "one"))
+    config = make_config(files, tmp_path_factory.mktemp("runs") / "one")
+    trainer = MultiGridTrainer(config, callbacks=[FirstKernels()])
     return trainer, trainer.train()
 
 
@@ -148,6 +164,20 @@ def test_the_best_weights_are_in_the_detector_and_are_the_averaged_ones(finished
     logs = detector.evaluate(trainer.val_data, verbose=0, return_dict=True)
     detector.load_weights(trainer.run_dir / "weights" / "best.weights.h5")
     assert logs["loss"] == pytest.approx(read_results(trainer.run_dir)[1]["val_loss"], rel=1e-4)
+
+
+def test_the_average_runs_over_all_steps_and_does_not_steer_them(finished):
+    trainer = finished[0]
+    kernels = trainer.callbacks[0].kernels
+    assert len(kernels) == 6
+    average = kernels[0]
+    for kernel in kernels[1:]:
+        average = 0.99 * average + 0.01 * kernel
+    trainer.detector.load_weights(trainer.run_dir / "weights" / "last.weights.h5")
+    found = first_kernel(trainer.detector)
+    trainer.detector.load_weights(trainer.run_dir / "weights" / "best.weights.h5")
+    np.testing.assert_allclose(found, average, atol=1e-6)
+    assert np.abs(found - kernels[-1]).max() > 1e-4
 
 
 def test_it_evaluates_its_detector_as_it_is(finished):

@@ -103,7 +103,7 @@ class MultiGridDetector(keras.Model):
         """The total loss of a batch; its parts go to the metrics. Keras calls it in `fit` and in `evaluate`.
 
         Raises:
-            ValueError: there are sample or class weights, which `fit` takes for losses of another kind.
+            ValueError: there are sample weights, which Keras takes for losses of another kind.
         """
         if sample_weight is not None:
             raise ValueError(
