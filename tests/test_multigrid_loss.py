@@ -11,10 +11,10 @@ import pytest
 from backends import compiled, with_gradients
 from keras import ops
 
-from multigrid.config import LOSS_PARTS
+from multigrid.config import LOSS_PARTS, with_objectness
 from multigrid.geometry import cells
 from multigrid.losses import targets
-from multigrid.losses.multigrid_loss import LossBreakdown, MultiGridLoss, with_objectness
+from multigrid.losses.multigrid_loss import LossBreakdown, MultiGridLoss
 
 pytestmark = pytest.mark.backend
 
