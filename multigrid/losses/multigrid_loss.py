@@ -277,8 +277,9 @@ def _by_scale_of_cells(values, layout):
 
 def _by_scale_of_claims(values, encoded, layout):
     """[B, M, 9] of claims -> [S] sums over those that won their cell."""
-    in_scale = ops.one_hot(encoded.scale, len(layout.strides))
-    return ops.einsum("bmk,bms->s", ops.where(encoded.positive, values, 0.0), in_scale)
+    by_object = ops.sum(ops.where(encoded.positive, values, 0.0), axis=-1)
+    # selected and not multiplied by 0 or 1: what is not finite at one scale stays there
+    return ops.stack([ops.sum(ops.where(encoded.scale == row, by_object, 0.0)) for row in range(len(layout.strides))])
 
 
 def _nine(per_object):
