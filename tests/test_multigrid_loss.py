@@ -602,6 +602,7 @@ def test_nan_in_a_positive_cell_is_a_real_loss(channel, name):
     batch[2][2][0, 6, 2, channel] = np.nan
     measured = breakdown_of(batch, assignment="single", ignore_threshold=0.6)
     assert np.isnan(measured.parts[name][2]) and np.isnan(measured.total)
+    assert np.isfinite(np.asarray(measured.parts[name])[:2]).all()
 
 
 @smooth_cases
