@@ -67,6 +67,7 @@ def read_split(config: Config, split: str, class_names: Sequence[str]) -> list[S
     if source is None:
         raise InputError(f"data.{split}: expected labels, received null")
     if source == SHAPES:
+        _check_drawn_classes(split, class_names)
         source = _drawn(config)[split]
     with _progress(f"data.{split}: image sizes") as progress:
         samples, defects = read_samples(source, class_names, split=split, strict=config.data.strict, progress=progress)
@@ -180,6 +181,15 @@ def build_predictor(config: Config, detector, class_names: Sequence[str], *, eva
         max_detections=detection.max_detections,
         batch_size=config.training.batch_size,
     )
+
+
+def _check_drawn_classes(split: str, class_names: Sequence[str]) -> None:
+    """Sees that drawn scenes are not taken for somebody's own classes, as where only some splits were replaced."""
+    if tuple(class_names) != shapes.CLASS_NAMES:
+        raise InputError(
+            f"data.{split}: expected labels of {', '.join(class_names)}, received {SHAPES!r}, "
+            f"which has {', '.join(shapes.CLASS_NAMES)}"
+        )
 
 
 def _drawn(config: Config) -> dict:

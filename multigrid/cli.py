@@ -83,18 +83,18 @@ def run_train(options) -> int:
 def run_evaluate(options) -> int:
     """Measures weights on a split by COCO's rules."""
     config = _load(options, _weights_settings(options))
-    report.check_folder(options.output_dir, "--output-dir")
+    folder = pathlib.Path(options.output_dir or f"evaluation/{options.split}")
+    report.check_folder(folder, "--output-dir")
     _start_backend()
     from multigrid.training.trainer import MultiGridTrainer
 
     trainer = _assembled(MultiGridTrainer(config), options.split)
     evaluation = trainer.evaluate(options.split, _progress("detecting", len(trainer.samples[options.split])))
-    folder = pathlib.Path(options.output_dir)
     report.write_json(folder / "metrics.json", evaluation.metrics)
     report.write_json(folder / "detections.json", evaluation.results)
     report.write_json(folder / "ground_truth.json", evaluation.ground_truth)
     _show_metrics(f"{options.split}: {len(trainer.samples[options.split])} images", evaluation.metrics)
-    report.say(f"written: {folder}/metrics.json, detections.json, ground_truth.json")
+    report.say(f"written to {folder}: metrics.json, detections.json, ground_truth.json")
     return OK
 
 
@@ -114,7 +114,10 @@ def run_predict(options) -> int:
     records = [_draw_detections(detections, options) for detections in found]
     report.write_json(pathlib.Path(options.output_dir) / "detections.json", records)
     total = sum(len(record["detections"]) for record in records)
-    report.say(f"{total} detections in {len(paths)} images: {options.output_dir}")
+    report.say(f"images: {len(paths)}, detections: {total}, written to {options.output_dir}")
+    if not total:
+        threshold = config.detection.predict_threshold
+        report.say(f"nothing scored detection.predict_threshold={threshold:g}; a lower one shows what comes nearest")
     for message in broken:
         print(f"not done: {message}", file=sys.stderr)
     return FAILED if broken else OK
@@ -344,7 +347,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _verb(verbs, "evaluate", run_evaluate, "multigrid evaluate --config C --weights W --split test")
     _add_weights(evaluate, required=True)
     evaluate.add_argument("--split", choices=("val", "test"), default="val", help="labels to measure on (%(default)s)")
-    evaluate.add_argument("--output-dir", default="evaluation", help="where the files go (%(default)s)")
+    evaluate.add_argument("--output-dir", help="where the files go (evaluation/SPLIT)")
     predict = _verb(verbs, "predict", run_predict, "multigrid predict --config C --weights W --source images/")
     _add_weights(predict, required=True)
     predict.add_argument("--source", required=True, help="an image, or a folder of images")
