@@ -380,7 +380,8 @@ def test_the_weighted_parts_are_coefficient_times_part_and_add_up_to_the_total()
     measured = breakdown_of(small_batch())
     for name, scale in LOSS_PARTS.items():
         np.testing.assert_allclose(measured.weighted[name], COEFFICIENTS[scale] * measured.parts[name], rtol=1e-6)
-    assert float(measured.total) == pytest.approx(sum(values.sum() for values in measured.weighted.values()), rel=1e-6)
+    total = sum(float(np.asarray(values).sum()) for values in measured.weighted.values())
+    assert float(measured.total) == pytest.approx(total, rel=1e-6)
 
 
 def test_objectness_is_that_of_cells_with_and_without_an_object():
