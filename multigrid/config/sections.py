@@ -264,11 +264,13 @@ def fields(section: type[BaseModel] = Config, prefix: tuple[str, ...] = ()) -> I
 
 
 def is_section(annotation: Any) -> bool:
+    """Whether a field's type is a section of keys and not a value."""
     # A generic such as tuple[int, int] passes for a type on Python 3.10.
     return get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def path_rules() -> list[tuple[tuple[str, ...], PathRule]]:
+    """The keys that hold paths, and the rule of each."""
     return [(path, rule) for path, info in fields() for rule in info.metadata if isinstance(rule, PathRule)]
 
 

@@ -168,6 +168,7 @@ def _yaml_reason(error: yaml.YAMLError, text: str) -> tuple[int, str]:
 
 
 def dotted(path: Iterable[Any]) -> str:
+    """A path of keys as people write it: `augmentation.steps[1].p`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
 
 
