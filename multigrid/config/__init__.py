@@ -11,6 +11,7 @@ from multigrid.config.sections import (
     ModelConfig,
     OutputConfig,
     ShapesConfig,
+    StageConfig,
     TrainingConfig,
     with_objectness,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "OutputConfig",
     "SHAPES",
     "ShapesConfig",
+    "StageConfig",
     "TrainingConfig",
     "describe",
     "with_objectness",

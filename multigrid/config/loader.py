@@ -165,7 +165,7 @@ class ConfigLoader:
     def _explain(self, kind: str, location: tuple) -> Problem:
         """One complaint of pydantic's in our words."""
         known, found = schema(location)
-        if kind == "extra_forbidden":
+        if kind == "extra_forbidden" and is_section(found):
             path = self._written_key(location)
             text = f"{dotted(path)}: unknown key; the nearest known key is {nearest(path)}"
             return Problem(self.origins[path], text)

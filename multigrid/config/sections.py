@@ -10,13 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from multigrid.config.values import (
     SHAPES,
+    Callbacks,
     ClassWeights,
+    Epochs,
     ExistingFile,
+    Frozen,
     InputSize,
+    Multipliers,
     MultiScale,
     Normalization,
     Number,
     PathRule,
+    Says,
     SourcePath,
     Steps,
     Text,
@@ -134,6 +139,19 @@ class AugmentationConfig(_Section):
     )
 
 
+class StageConfig(_Section):
+    """A stretch of a training with its own frozen blocks and learning rate."""
+
+    epochs: StrictInt = Field(ge=1, description="Passes over the training images.")
+    freeze: Frozen = Field("none", description="What stays as it is.")
+    learning_rate: Number | None = Field(None, gt=0, description="Highest of the stage; null is training's.")
+    gradual: StrictBool = Field(False, description="Free the frozen blocks one by one, from the head's side.")
+
+
+_STAGE = "{epochs: an integer >= 1, freeze: what stays, learning_rate: a number > 0 or null, gradual: true or false}"
+Stages = Annotated[tuple[StageConfig, ...], Says(f"a list of {_STAGE}", item=_STAGE)]
+
+
 class TrainingConfig(_Section):
     """Optimization."""
 
@@ -141,7 +159,31 @@ class TrainingConfig(_Section):
     batch_size: StrictInt = Field(8, ge=1, description="Images a step.")
     learning_rate: Number = Field(2e-3, gt=0, description="Highest learning rate, reached at the end of the warm-up.")
     final_learning_rate_fraction: Number = Field(
-        0.05, ge=0, le=1, description="Share of the learning rate that the cosine ends at."
+        0.05, ge=0, le=1, description="Share of the learning rate that cosine and exponential end at."
+    )
+    schedule: Literal["cosine", "step", "exponential", "constant", "plateau"] = Field(
+        "cosine", description="How the learning rate goes on after the warm-up."
+    )
+    step_epochs: Epochs = Field(
+        None, description="Epochs after which schedule step drops; null is two thirds and eight ninths of the training."
+    )
+    step_factor: Number = Field(0.1, gt=0, lt=1, description="What each drop of schedule step multiplies by.")
+    plateau_patience: StrictInt = Field(
+        5, ge=1, description="Validations without a better one before schedule plateau drops."
+    )
+    plateau_factor: Number = Field(0.5, gt=0, lt=1, description="What each drop of schedule plateau multiplies by.")
+    head_lr_multiplier: Number = Field(
+        1.0, gt=0, description="Multiplies the learning rate of the head: the blocks head_* and grid_*."
+    )
+    lr_multipliers: Multipliers = Field(
+        default_factory=dict, description="Multiplies the learning rate of a block, as in {stage1: 0.1}."
+    )
+    gradient_accumulation: StrictInt = Field(1, ge=1, description="Batches whose gradients make one update.")
+    freeze: Frozen = Field(
+        "none", description="What stays as it is, BatchNorm statistics included; a stage has its own."
+    )
+    stages: Stages = Field(
+        (), description="The training in stages, one after the other; their epochs are then those of the training."
     )
     seed: StrictInt = Field(1, ge=0, description="Decides first weights, order and augmentation.")
     optimizer: Literal["adamw", "adam", "sgd"] = Field("adamw", description="How gradients move weights.")
@@ -154,8 +196,29 @@ class TrainingConfig(_Section):
     ema: Number | None = Field(
         0.99, gt=0, lt=1, description="Momentum of the moving average of weights that is evaluated and saved."
     )
+    monitor: Literal["auto", "val_mAP", "val_mAP50", "val_loss", "loss"] = Field(
+        "auto",
+        description="What chooses the best weights, stops early and finds a plateau; auto is val_mAP, or the loss "
+        "where there are no labelled objects to validate on.",
+    )
     early_stopping: StrictInt | None = Field(
-        None, ge=1, description="Epochs without a better validation before training stops."
+        None, ge=1, description="Validations without a better one before training, or its stage, stops."
+    )
+    time_budget: Number | None = Field(None, gt=0, description="Minutes after which no further epoch begins.")
+    save_every: StrictInt | None = Field(
+        None, ge=1, description="Epochs from one file weights/epoch-N.weights.h5 to the next."
+    )
+    keep_last: StrictInt = Field(3, ge=1, description="How many of those files stay.")
+    pictures_every: StrictInt | None = Field(
+        10, ge=1, description="Epochs from one picture of predictions in TensorBoard to the next; the last has one."
+    )
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop",
+        description="A batch whose loss or gradient is not finite ends the training, or is dropped and counted; either "
+        "way it moves no weight, and the first one is kept for multigrid replay.",
+    )
+    strategy: Literal["none", "mirrored"] = Field(
+        "none", description="mirrored shares each batch among all GPUs of this machine (TensorFlow)."
     )
     jit_compile: Literal["auto"] | StrictBool = Field("auto", description="XLA; auto is on for GPUs and off for CPUs.")
     validate_every: StrictInt = Field(1, ge=1, description="Epochs from one validation mAP to the next.")
@@ -169,6 +232,12 @@ class LossConfig(_Section):
     no_object_scale: Number = Field(1.0, ge=0, description="Multiplies the objectness loss of negative cells.")
     anchor_scale: Number = Field(1.0, ge=0, description="Multiplies the anchor loss.")
     class_scale: Number = Field(1.0, ge=0, description="Multiplies the classification loss.")
+    consensus_scale: Number = Field(
+        0.0, ge=0, description="Multiplies the variance of what the cells of one object say; 0 leaves it out."
+    )
+    suppression_scale: Number = Field(
+        0.0, ge=0, description="Multiplies the objectness loss of ignored cells worse than the best; 0 leaves it out."
+    )
     loss_normalization: Normalization = Field(
         ("batch",),
         description="Divides every part: by images of the batch, positive cells, or all cells; a list multiplies them.",
@@ -233,6 +302,12 @@ class Config(_Section):
     output: OutputConfig = OutputConfig()
     weights: ExistingFile = Field(None, description="Weights of the whole detector to start from.")
     backbone_weights: ExistingFile = Field(None, description="Weights of the backbone alone to start from.")
+    allow_partial: StrictBool = Field(
+        False, description="Accept weights that fill only part of the backbone; the rest starts at random."
+    )
+    callbacks: Callbacks = Field(
+        (), description="More Keras callbacks, as in {name: keras.callbacks.TerminateOnNaN}; arguments stand beside."
+    )
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes every key, with absolute paths, as a file that loads back to an equal Config."""

@@ -44,6 +44,12 @@ def _check_step(step: dict[str, Any]) -> dict[str, Any]:
     return step
 
 
+def _check_rising(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    if list(numbers) != sorted(set(numbers)):
+        raise ValueError("not rising")
+    return numbers
+
+
 def _as_list(words: Any) -> Any:
     return [words] if isinstance(words, str) else words
 
@@ -78,6 +84,25 @@ Steps = Annotated[
         "a list of {name: an Albumentations class, and its arguments}",
         item="{name: an Albumentations class, and its arguments}",
     ),
+]
+Callbacks = Annotated[
+    tuple[Annotated[dict[str, Any], AfterValidator(_check_step)], ...],
+    Says(
+        "a list of {name: the import path of a Keras callback, and its arguments}",
+        item="{name: the import path of a Keras callback, and its arguments}",
+    ),
+]
+Epochs = Annotated[
+    Annotated[tuple[Annotated[StrictInt, Field(ge=1)], ...], Field(min_length=1), AfterValidator(_check_rising)] | None,
+    Says("a rising list of epochs >= 1, or null"),
+]
+Multipliers = Annotated[
+    dict[Text, Annotated[Number, Field(ge=0)]],
+    Says("{name of a block: number >= 0, ...}", item="a number >= 0"),
+]
+Frozen = Annotated[
+    Literal["none", "backbone", "all-but-head"] | Annotated[tuple[Text, ...], Field(min_length=1)],
+    Says('"none", "backbone", "all-but-head", or a list of names of blocks'),
 ]
 MultiScale = Annotated[
     Annotated[tuple[Number, Number], AfterValidator(_check_low_high)] | None,

@@ -1,0 +1,64 @@
+"""The `multigrid` command: one verb a task, one style of options, `key=value` overrides everywhere.
+
+Exit codes: 0 done; 1 the work failed or part of it did; 2 the input is not usable, and nothing was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+from multigrid.cli import anchors, evaluate, predict, probe, train
+from multigrid.cli.options import BAD_INPUT, FAILED
+from multigrid.errors import InputError
+
+VERBS = (train, evaluate, predict, probe, anchors)
+
+
+def main(arguments=None) -> int:
+    """Runs one verb.
+
+    Args:
+        arguments: the words after `multigrid`; those of the process if None.
+
+    Returns:
+        The exit code, see the module.
+    """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version of itself
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without a GPU is no error
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    options = _parse(arguments)
+    try:
+        return options.run(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return FAILED
+
+
+def _parse(arguments) -> argparse.Namespace:
+    """The options; `key=value` words may stand anywhere between them."""
+    options, rest = _parser().parse_known_args(arguments)
+    for word in rest:
+        if word.startswith("-"):  # any other word is checked with the config
+            options.parser.error(f"unrecognized argument: {word}")
+    if rest and options.overrides is None:
+        options.parser.error(f"unrecognized argument: {rest[0]}")
+    options.overrides = [*(options.overrides or ()), *rest]
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "multigrid",
+        description="Train, probe and use a multi-grid object detector.",
+        epilog=f"example: {train.EXAMPLE}; `multigrid <verb> --help` has one for every verb",
+    )
+    verbs = parser.add_subparsers(metavar="verb", required=True)
+    for verb in VERBS:
+        verb.add_verb(verbs)
+    return parser

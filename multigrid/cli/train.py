@@ -1,0 +1,63 @@
+"""`multigrid train`: a config to a trained detector."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+from multigrid import report
+from multigrid.cli.options import (
+    FAILED,
+    OK,
+    add_config,
+    add_parser,
+    add_weights,
+    load_config,
+    show_metrics,
+    start_backend,
+    weights_settings,
+)
+
+EXAMPLE = "multigrid train --config configs/quickstart.yaml training.epochs=5"
+
+
+def add_verb(verbs) -> None:
+    """Adds the options of `train`."""
+    parser = add_parser(verbs, "train", run_train, EXAMPLE)
+    add_config(parser)
+    add_weights(parser)
+    parser.add_argument(
+        "--save-weights", metavar="FILE", help="write the best weights here too (.h5, .weights.h5, .keras)"
+    )
+
+
+def run_train(options) -> int:
+    """Trains, evaluates the best weights on the validation set and says where everything is."""
+    config = load_config(options, weights_settings(options))
+    start_backend()
+    from multigrid.models.weights import check_weights_name, save_weights
+    from multigrid.training.callbacks import NonFiniteLossError
+    from multigrid.training.trainer import MultiGridTrainer
+
+    if options.save_weights is not None:
+        check_weights_name(options.save_weights)
+        report.check_file(options.save_weights, "--save-weights")
+    trainer = MultiGridTrainer(config, name=pathlib.Path(options.config).stem)
+    trainer.check_run_dir()
+    train_data, val_data = trainer.build_data()
+    trainer.build_model()
+    validation = "no validation" if val_data is None else f"{len(val_data.samples)} to validate"
+    parameters = f"{trainer.detector.count_params():,} parameters"
+    report.say(f"{len(train_data.samples)} images to train, {validation}; {parameters}")
+    try:
+        trainer.train()
+    except NonFiniteLossError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    if val_data is not None:
+        show_metrics("Best weights on the validation set", trainer.evaluate("val").metrics)
+    if options.save_weights:
+        save_weights(trainer.detector, options.save_weights)
+        report.say(f"weights: {options.save_weights}")
+    report.say(f"run folder: {trainer.run_dir}")
+    return OK
