@@ -40,7 +40,7 @@ def main() -> int:
     images = np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), "uint8")
     rows, missed = [], False
     for assignment in options.assignment:
-        detector = _detector(options.width, assignment)
+        detector = _detector(options.width, assignment, 1.0 if options.extras else 0.0)
         loss_alone = _loss_alone(detector)
         for objects, limit in TARGETS.items():
             batches = [_boxes(objects, padded, seed) for seed, padded in enumerate(PADDED[objects])]
@@ -52,7 +52,8 @@ def main() -> int:
             rows.append((assignment, objects, *(f"{number:.1f}" for number in numbers + wall)))
     heads = ("assignment", "objects", "step CPU ms", "loss CPU ms", "share %", "target %")
     heads += ("step wall ms", "loss wall ms", "wall share %")
-    title = f"targets + loss in a step of {BATCH} images, {SIDE} px, {CLASSES} classes, width {options.width:g}"
+    parts = "targets + loss with consensus and suppression" if options.extras else "targets + loss"
+    title = f"{parts} in a step of {BATCH} images, {SIDE} px, {CLASSES} classes, width {options.width:g}"
     table(f"{title}: medians of {options.steps} steps", heads, rows)
     return int(missed)
 
@@ -62,13 +63,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="steps that count, for each row of the table")
     parser.add_argument("--width", type=float, default=0.25, help="of the detector")
     parser.add_argument("--assignment", nargs="+", choices=ASSIGNMENTS, default=["inside", "best"])
+    parser.add_argument("--extras", action="store_true", help="with the parts that are off by default")
     return parser.parse_args()
 
 
-def _detector(width: float, assignment: str) -> MultiGridDetector:
+def _detector(width: float, assignment: str, extra: float) -> MultiGridDetector:
     keras.utils.set_random_seed(0)
     activation = ModelConfig().offset_activation
-    criterion = MultiGridLoss(ANCHORS, CLASSES, offset_activation=activation, assignment=assignment)
+    options = {"assignment": assignment, "consensus_scale": extra, "suppression_scale": extra}
+    criterion = MultiGridLoss(ANCHORS, CLASSES, offset_activation=activation, **options)
     detector = MultiGridDetector(ANCHORS, CLASSES, width=width, offset_activation=activation, criterion=criterion)
     detector.compile(configured_optimizer(TrainingConfig(), steps_per_epoch=100), jit_compile=False)
     return detector

@@ -24,6 +24,7 @@ from multigrid.geometry.anchors import Anchors, read_anchors
 from multigrid.losses.components import balance_classes
 from multigrid.losses.multigrid_loss import MultiGridLoss
 from multigrid.models.detector import MultiGridDetector
+from multigrid.models.ledger import Ledger
 from multigrid.models.weights import load_weights
 
 MANY_IMAGES = 2000  # fewer are looked at in seconds: no line in a log
@@ -114,7 +115,7 @@ def build_generator(config: Config, samples: Sequence[Sample], *, training: bool
         mosaic=augmentation.mosaic,
         mixup=augmentation.mixup,
         mosaic_off_epochs=augmentation.mosaic_off_epochs,
-        epochs=config.training.epochs,
+        epochs=config.training.total_epochs,
         multi_scale=augmentation.multi_scale,
         min_visibility=augmentation.min_visibility,
         shuffle=True,
@@ -143,14 +144,10 @@ def build_criterion(config: Config, vocabulary: Vocabulary, samples: Sequence[Sa
 
 
 def build_detector(config: Config, vocabulary: Vocabulary, criterion: MultiGridLoss | None = None):
-    """The detector of a config, with the weights that the config names, or the seed's.
-
-    Raises:
-        InputError: weights that do not fit.
-    """
+    """The detector of a config with the seed's weights; `load_configured_weights` gives it those of files."""
     model = config.model
     keras.utils.set_random_seed(config.training.seed)
-    detector = MultiGridDetector(
+    return MultiGridDetector(
         vocabulary.anchors.to_list(),
         len(vocabulary.class_names),
         width=model.width,
@@ -162,11 +159,28 @@ def build_detector(config: Config, vocabulary: Vocabulary, criterion: MultiGridL
         criterion=criterion,
         dtype=model.precision,
     )
+
+
+def load_configured_weights(config: Config, detector: MultiGridDetector, *, required: str = "all") -> list[Ledger]:
+    """Gives a detector the weights that the config names: first those of the backbone, then those of all of it.
+
+    Args:
+        config: names the files, if any.
+        detector: of this config.
+        required: of `weights`, see `models.weights.load_weights`: "all" to use a detector, "backbone" to train it.
+
+    Returns:
+        The ledger of each file.
+
+    Raises:
+        InputError: files that do not hold what is required, or only part of it where `allow_partial` is not set.
+    """
+    ledgers, partial = [], config.allow_partial
     if config.backbone_weights is not None:
-        load_weights(detector.backbone, config.backbone_weights)
+        ledgers.append(load_weights(detector.backbone, config.backbone_weights, allow_partial=partial))
     if config.weights is not None:
-        load_weights(detector, config.weights)
-    return detector
+        ledgers.append(load_weights(detector, config.weights, required=required, allow_partial=partial))
+    return ledgers
 
 
 def build_predictor(config: Config, detector, class_names: Sequence[str], *, evaluating: bool) -> Predictor:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,11 +27,21 @@ from multigrid.errors import InputError
 # A log file has no width of its own; rich would assume 80 columns and cut the cells.
 LOG_WIDTH = 200
 
+_silent = False  # see `silence`
+_UNFINISHED = re.compile(r"\.[0-9a-f]{12}(\.|$)")  # names of `replacing`
+
 
 def new_console(file=None) -> Console:
     """A console on standard output (or `file`) that cuts no table where the output is not a terminal."""
-    console = Console(file=file)
-    return console if console.is_terminal else Console(file=file, width=LOG_WIDTH)
+    quiet = _silent and file is None
+    console = Console(file=file, quiet=quiet)
+    return console if console.is_terminal else Console(file=file, quiet=quiet, width=LOG_WIDTH)
+
+
+def silence() -> None:
+    """Keeps this process from printing: another one says the same."""
+    global _silent
+    _silent = True
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence], console: Console | None = None) -> None:
@@ -143,27 +154,58 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{''.join(path.suffixes)}")
     try:
         yield temporary
+        _to_disk(temporary)
         os.replace(temporary, path)
+        if hasattr(os, "O_DIRECTORY"):  # where folders can be opened; elsewhere the rename is as durable as it gets
+            _to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _to_disk(path: pathlib.Path) -> None:
+    """Waits until what was written is on the disk, so that a power cut cannot leave a new name on an empty file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def clear_unfinished(folder: str | os.PathLike) -> None:
+    """Deletes what `replacing` left in a folder, and in those below it, when its process was killed."""
+    for path in pathlib.Path(folder).rglob(".*"):
+        if _UNFINISHED.match(path.name):
+            path.unlink()
+
+
 def write_json(path: str | os.PathLike, value) -> None:
-    """Writes a value as JSON.
+    """Writes a value as JSON, see `json_text`.
+
+    Args:
+        path: the file; its folder is made.
+        value: what JSON can hold.
+
+    Raises:
+        TypeError: a part has no counterpart in JSON.
+    """
+    text = json_text(value)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def json_text(value) -> str:
+    """A value as JSON.
 
     Dataclasses become objects, NumPy arrays and tuples lists, paths strings. NaN and infinity, for which JSON has no
     word, become null.
 
     Args:
-        path: the file; its folder is made.
         value: of the types above and JSON's own.
 
     Raises:
         TypeError: a part has no counterpart in JSON.
     """
-    text = json.dumps(_plain(value), indent=2, allow_nan=False)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    return json.dumps(_plain(value), indent=2, allow_nan=False)
 
 
 def _plain(value):

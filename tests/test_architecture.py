@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "multigrid"
 # A part of the house may import what stands in the rows above its own, and nothing else but itself.
 ROWS = (
     ("errors",),
-    ("geometry", "config", "report"),
+    ("geometry", "config", "report", "replicas"),
     ("data", "models", "losses"),
     ("detection",),
     ("evaluation",),
@@ -20,7 +20,8 @@ ROWS = (
 )
 LEVEL = {part: level for level, row in enumerate(ROWS) for part in row}
 WHOLE_CONFIG = {"Config", "ConfigLoader"}
-MAY_IMPORT_TENSORFLOW = set()  # modules that make a TensorFlow artefact or strategy, as "part/module.py"
+# modules that make a TensorFlow artefact or strategy, as "part/module.py"
+MAY_IMPORT_TENSORFLOW = {"replicas.py", "training/devices.py"}
 MAY_PRINT = ("cli/", "report.py")
 FEWEST_MODULES = 40
 

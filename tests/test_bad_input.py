@@ -213,6 +213,7 @@ class Kind(NamedTuple):
 
 
 EVALUATE = ("--weights", "project/model.h5", "--output-dir", "out")
+FOREIGN = ("--weights", "project/other.h5", "--output-dir", "out")
 PREDICT = (*EVALUATE, "--source")
 NOT_EXISTING = "expected an existing file"
 KINDS = {
@@ -438,10 +439,10 @@ KINDS = {
     # weights
     "weights that are a text file": Kind(("project/model.h5", "expected an HDF5"), verb="evaluate", words=EVALUATE),
     "weights of another model": Kind(
-        ("project/other.h5", "received others"), foreign("keras3"), words=("weights=project/other.h5",)
+        ("project/other.h5", "6 for other classes, first grid_32"), foreign("keras3"), verb="evaluate", words=FOREIGN
     ),
     "weights of another model, Keras 2": Kind(
-        ("project/other.h5", "of another shape", "grid_"), foreign("keras2"), words=("weights=project/other.h5",)
+        ("project/other.h5", "6 for other classes, first grid_32"), foreign("keras2"), verb="evaluate", words=FOREIGN
     ),
     "weights that are cut off": Kind(
         ("project/other.h5", "damaged"), foreign_half("keras3"), words=("weights=project/other.h5",)

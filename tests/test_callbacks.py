@@ -1,4 +1,4 @@
-"""Callbacks: what stops a training and says why, and what goes into the logs."""
+"""Callbacks: what goes into the logs of an epoch, and the line that it leaves."""
 
 import math
 
@@ -13,12 +13,11 @@ from multigrid.losses.multigrid_loss import MultiGridLoss
 from multigrid.models.detector import MultiGridDetector
 from multigrid.training.callbacks import (
     EpochLines,
-    NonFiniteLossError,
     OptimizerFigures,
-    StopOnNonFinite,
     ValidationMetrics,
 )
-from multigrid.training.optimizers import build_optimizer, warmup_cosine
+from multigrid.training.optimizers import build_optimizer
+from multigrid.training.schedules import build_schedule
 
 ANCHORS = [[[40.0, 28.0], [70.0, 50.0]], [[20.0, 14.0], [30.0, 34.0]], [[8.0, 6.0], [12.0, 15.0]]]
 STEPS = 3  # of an epoch: batches of 2, 2 and 1
@@ -43,7 +42,7 @@ def prepared():
     made = MultiGridDetector(ANCHORS, 3, width=1 / 16, depth=1 / 8, criterion=MultiGridLoss(ANCHORS, 3))
     optimizer = build_optimizer(
         "sgd",
-        warmup_cosine(0.02, steps=2 * STEPS, warmup_steps=0, final_fraction=0.1),
+        build_schedule("cosine", 0.02, steps=2 * STEPS, warmup_steps=0, final_fraction=0.1),
         momentum=0.0,
         weight_decay=0.0,
         max_grad_norm=None,
@@ -73,70 +72,6 @@ class Watch(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.epochs.append(dict(logs))
-
-
-class Poison(keras.callbacks.Callback):
-    """Makes a bias of the middle grid NaN before a step."""
-
-    def __init__(self, channel, epoch, step):
-        super().__init__()
-        self.channel, self.when, self.epoch = channel, (epoch, step), 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if (self.epoch, batch) == self.when:
-            bias = self.model.get_layer("grid_16").bias
-            value = keras.ops.convert_to_numpy(bias).copy()
-            value[self.channel] = math.nan
-            bias.assign(value)
-
-
-# --- a loss that is no number
-
-
-def test_a_loss_that_is_no_number_stops_at_its_step_and_names_part_and_images(detector, generator):
-    watch = Watch()
-    files = []
-
-    class Files(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            files.append(generator.files(batch))
-
-    # channel 7 is the first class
-    with pytest.raises(NonFiniteLossError) as caught:
-        detector.fit(
-            generator,
-            epochs=2,
-            shuffle=False,
-            verbose=0,
-            callbacks=[Poison(7, epoch=1, step=1), Files(), StopOnNonFinite(generator), watch],
-        )
-    message = str(caught.value)
-    assert message.startswith("epoch 2, step 2: classification_loss, classification_loss_16")
-    assert " became nan; the batch shows " in message and "anchor" not in message and "object" not in message
-    assert len(watch.epochs) == 1 and len(files) == STEPS + 2
-    assert len(files[-1]) == 2 and message.endswith(", ".join(files[-1]))
-    # the order is drawn anew in every epoch: those of the first would be others
-    assert files[-1] != files[1]
-
-
-def test_several_parts_are_all_named(detector, generator):
-    # channel 4 is objectness, of cells with and without an object
-    words = "epoch 1, step 1: no_object_loss, no_object_loss_16, object_loss, object_loss_16.* objectness_loss became"
-    with pytest.raises(NonFiniteLossError, match=words):
-        detector.fit(generator, verbose=0, callbacks=[Poison(4, epoch=0, step=0), StopOnNonFinite(generator)])
-
-
-def test_infinity_is_no_number_and_plain_numbers_pass():
-    watch = StopOnNonFinite(generator=None)
-    watch.on_train_batch_end(0, {"loss": 3.0, "anchor_loss": 1.0})
-    watch.on_train_batch_end(0, None)
-    with pytest.raises(NonFiniteLossError, match="epoch 1, step 5: anchor_loss became inf; the batch shows unknown"):
-        watch.on_train_batch_end(4, {"loss": math.inf, "anchor_loss": math.inf})
-    with pytest.raises(NonFiniteLossError, match="step 1: loss became nan"):
-        watch.on_train_batch_end(0, {"loss": math.nan, "anchor_loss": 1.0})
 
 
 # --- figures

@@ -67,6 +67,57 @@ def test_objectness_stays_exact_for_huge_logits(logit, target, expected):
     assert float(measured[0]) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
+# ------------------------------------------------------------------------------------------- cells of the same object
+
+
+def statements(*rows):
+    """Boxes, objectness and classes [1, K, …] of cells from (x1, y1, x2, y2, objectness, class, class)."""
+    rows = np.array([rows], "float32")
+    return rows[..., :4], rows[..., 4], rows[..., 5:]
+
+
+def test_consensus_is_the_squared_distance_from_the_mean_in_sizes_of_the_object():
+    # The object is 20 × 10. Both say its box but for the right side: 2 apart is 0.1 of the width, each 0.05 from the
+    # mean. Objectness 0.2 from each other, one class 0.6: 0.05² + 0.1² + 0.3² each. The third does not answer.
+    boxes, objectness, classes = statements(
+        (5, 3, 25, 13, 0.5, 0.9, 0.2), (5, 3, 27, 13, 0.7, 0.3, 0.2), (np.nan, 0, 9, 9, np.nan, 0.1, np.nan)
+    )
+    true_boxes = np.broadcast_to(np.array([5, 3, 25, 13], "float32"), (1, 3, 4))
+    measured = components.consensus(boxes, true_boxes, objectness, classes, np.array([[True, True, False]]))
+    np.testing.assert_allclose(np.asarray(measured), [[0.1025, 0.1025, 0.0]], rtol=1e-5)
+
+
+def test_consensus_is_the_same_at_any_size_and_has_no_unit_below_a_pixel():
+    true_box, other = np.array([4, 8, 24, 18], "float32"), np.array([6, 9, 24, 20], "float32")
+    answers, measured = np.ones((1, 2), bool), []
+    for factor in (1.0, 16.0, 1e-3):
+        boxes, objectness, classes = statements((*factor * true_box, 0.5, 0, 0), (*factor * other, 0.5, 0, 0))
+        true_boxes = np.broadcast_to(factor * true_box, (1, 2, 4))
+        found = np.asarray(components.consensus(boxes, true_boxes, objectness, classes, answers))
+        np.testing.assert_allclose(found[0, 0], found[0, 1], rtol=1e-4)
+        measured.append(found.sum())
+    # half of (2/20)² + (1/10)² + (2/10)² in all, as the variance of two numbers has it
+    np.testing.assert_allclose(measured[:2], 0.03, rtol=1e-4)
+    # 20 × 10 thousandths of a pixel count as 1 × 1: half of (2² + 1² + 2²) millionths
+    assert measured[2] == pytest.approx(4.5e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize("answering", [0, 1])
+def test_consensus_of_one_cell_or_none_is_nothing(answering):
+    boxes, objectness, classes = statements((1, 2, 9, 8, 0.3, 0.2, 0.9), (4, 2, 30, 9, 0.8, 0.5, 0.1))
+    true_boxes = np.broadcast_to(np.array([2, 2, 13, 9], "float32"), (1, 2, 4))
+    answers = np.array([[False, bool(answering)]])
+    np.testing.assert_array_equal(
+        np.asarray(components.consensus(boxes, true_boxes, objectness, classes, answers)), np.zeros((1, 2))
+    )
+
+
+def test_redundancy_is_the_share_that_a_box_is_worse_than_the_best():
+    # half as good; nearly as good; as good; better; no other at all
+    overlap, best = np.array([0.4, 0.63, 0.7, 0.9, 0.6], "float32"), np.array([0.8, 0.7, 0.7, 0.6, 0.0], "float32")
+    np.testing.assert_allclose(np.asarray(components.redundancy(overlap, best)), [0.5, 0.1, 0, 0, 0], atol=1e-6)
+
+
 # ---------------------------------------------------------------------------------------------------- anchor and class
 
 

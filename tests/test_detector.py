@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 
-from multigrid.config import LOSS_PARTS
+from multigrid.config import LOSS_PARTS, OPTIONAL_LOSS_PARTS
 from multigrid.geometry.cells import split_channels
-from multigrid.losses.multigrid_loss import MultiGridLoss
+from multigrid.losses.multigrid_loss import LossBreakdown, MultiGridLoss
 from multigrid.models.detector import COUNT_NAMES, LossParts, MultiGridDetector
 from multigrid.models.head import grid_name
 
@@ -312,24 +312,147 @@ def test_a_detector_without_regularizers_logs_none(detector):
     assert "regularization_loss" not in detector.evaluate(images, truth, verbose=0, return_dict=True)
 
 
+def breakdown_with(images, value, parts=tuple(LOSS_PARTS)):
+    """So many images; every part is the value at the first of two scales, twice that at the second."""
+    values = {name: np.array([value, 2.0 * value], "float32") for name in parts}
+    counts = {name: np.array([images, images], "float32") for name in ("images", *COUNT_NAMES)}
+    total = keras.ops.convert_to_tensor(3.0 * value * len(parts))
+    return LossBreakdown(total, values, values, np.ones(2, "float32"), counts, dict.fromkeys(parts, 1.0))
+
+
 def test_loss_parts_are_means_over_images():
     tracker = LossParts((32, 16))
 
-    class Breakdown:
-        regularization = None
-
-        def __init__(self, images, value):
-            self.parts = {name: np.array([value, 2.0 * value], "float32") for name in LOSS_PARTS}
-            self.counts = {name: np.array([images, images], "float32") for name in ("images", *COUNT_NAMES)}
-
-    tracker.update_state(Breakdown(4, 1.0))
-    tracker.update_state(Breakdown(1, 6.0))
+    tracker.update_state(breakdown_with(4, 1.0))
+    tracker.update_state(breakdown_with(1, 6.0))
     logs = {name: number(value) for name, value in tracker.result().items()}
     # (4 · 1 + 1 · 6) / 5 = 2 at stride 32, twice that at 16; counts are sums: (4 + 1) · 2 scales / 5 images
     assert (logs["anchor_loss_32"], logs["anchor_loss_16"], logs["anchor_loss"]) == (2.0, 4.0, 6.0)
     assert (logs["objectness_loss"], logs["positives"]) == (12.0, 2.0)
     tracker.reset_state()
     assert number(tracker.result()["anchor_loss"]) == 0.0
+
+
+def test_optional_parts_are_logged_where_they_are_there():
+    tracker = LossParts((32, 16))
+    tracker.update_state(breakdown_with(4, 1.0))
+    assert not [name for name in tracker.result() if name.startswith(tuple(OPTIONAL_LOSS_PARTS))]
+    tracker = LossParts((32, 16))
+    tracker.update_state(breakdown_with(2, 1.5, (*LOSS_PARTS, "suppression")))
+    logs = {name: number(value) for name, value in tracker.result().items()}
+    assert (logs["suppression_loss"], logs["suppression_loss_32"], logs["suppression_loss_16"]) == (4.5, 1.5, 3.0)
+    assert "consensus_loss" not in logs and "loss" not in logs
+
+
+def test_optional_parts_are_in_the_logs_of_fit_and_in_its_loss():
+    extras = {"consensus_scale": 0.4, "suppression_scale": 1.2}
+    # a low threshold, so that a fresh head has ignored cells
+    detector = build(criterion=MultiGridLoss(ANCHORS, CLASSES, ignore_threshold=0.1, **SCALES, **extras))
+    detector.compile(keras.optimizers.SGD(0.0), jit_compile=detector.prefers_xla)
+    logs = detector.fit(Batches(*draw(6)), verbose=0, shuffle=False).history
+    scales = SCALES | extras
+    parts = {name: logs[f"{name}_loss"][0] for name in LOSS_PARTS | OPTIONAL_LOSS_PARTS}
+    assert parts["consensus"] > 0.01 and parts["suppression"] > 0.01
+    total = sum(scales[scale] * parts[name] for name, scale in (LOSS_PARTS | OPTIONAL_LOSS_PARTS).items())
+    assert logs["loss"][0] == pytest.approx(total, rel=1e-5)
+    for name in OPTIONAL_LOSS_PARTS:
+        assert sum(logs[f"{name}_loss_{stride}"][0] for stride in STRIDES) == pytest.approx(parts[name], rel=1e-5)
+
+
+# --- what is not finite
+
+
+def test_batches_that_are_not_finite_are_left_out_of_the_means_and_counted():
+    tracker = LossParts((32, 16))
+    for images, value in ((4, 1.0), (2, np.nan), (1, 6.0), (3, np.inf)):
+        tracker.update_state(breakdown_with(images, value), drop_non_finite=True)
+    logs = {name: number(value) for name, value in tracker.result().items()}
+    # as without the two: (4 · 1 + 1 · 6) / 5 = 2 at stride 32; five parts of thrice that; as many objects as images
+    assert (logs["anchor_loss_32"], logs["loss"], logs["objects"]) == (2.0, 30.0, 2.0)
+    assert logs["dropped_batches"] == 2.0
+    tracker.reset_state()
+    assert number(tracker.result()["dropped_batches"]) == 0.0
+
+
+def test_means_of_which_all_was_dropped_are_not_numbers():
+    tracker = LossParts((32, 16))
+    tracker.update_state(breakdown_with(4, np.nan), drop_non_finite=True)
+    logs = {name: number(value) for name, value in tracker.result().items()}
+    assert np.isnan(logs["loss"]) and np.isnan(logs["anchor_loss"]) and logs["dropped_batches"] == 1.0
+
+
+def test_the_loss_that_is_logged_is_that_of_the_batches_that_are_kept():
+    detector, (images, truth) = build(criterion=MultiGridLoss(ANCHORS, CLASSES, class_weights=[1, 1, np.inf])), draw(8)
+    # the last class is in the second batch alone, and its loss is not finite
+    truth["classes"] = np.where(truth["classes"] < 0, -1, np.repeat([[0], [2]], 4, axis=0)).astype("int32")
+    detector.compile(keras.optimizers.SGD(0.0), jit_compile=detector.prefers_xla)
+    expected = detector.evaluate(Batches(images[:4], part_of(truth, slice(0, 4))), verbose=0, return_dict=True)
+    plain = detector.evaluate(Batches(images, truth), verbose=0, return_dict=True)
+    assert "dropped_batches" not in plain
+    assert not np.isfinite(plain["loss"])
+    detector.drops_non_finite = True
+    detector.compile(keras.optimizers.SGD(0.0), jit_compile=detector.prefers_xla)
+    logs = detector.evaluate(Batches(images, truth), verbose=0, return_dict=True)
+    assert logs.pop("dropped_batches") == 1.0
+    assert logs == pytest.approx(expected, rel=1e-5)
+
+
+def moving_statistics(detector):
+    """Copies of BatchNorm's moving means and variances, by path."""
+    return {
+        variable.path: np.array(keras.ops.convert_to_numpy(variable))
+        for variable in detector.non_trainable_variables
+        if variable.path.endswith(("moving_mean", "moving_variance"))
+    }
+
+
+@pytest.mark.parametrize("broken", ["stem_conv", "grid_8"])
+def test_a_training_step_whose_outputs_are_not_finite_leaves_the_moving_statistics(detector, broken):
+    images, truth = draw()
+    layer = next(layer for layer in detector._flatten_layers() if layer.name == broken)
+    kernel = keras.ops.convert_to_numpy(layer.kernel).copy()
+    before = moving_statistics(detector)
+    assert len(before) > 20
+    layer.kernel.assign(np.where(np.arange(kernel.size).reshape(kernel.shape) == 3, np.inf, kernel))
+    detector.train_on_batch(images, truth)
+    after = moving_statistics(detector)
+    assert [path for path in before if not np.array_equal(before[path], after[path])] == []
+
+
+def test_a_statistic_that_overflows_though_the_outputs_are_finite_is_not_kept_either(detector):
+    # activations of 1e25 have a variance beyond float32; divided by it they are 0, and the outputs are finite
+    layer = next(layer for layer in detector._flatten_layers() if layer.name == "stem_conv")
+    layer.kernel.assign(1e25 * keras.ops.convert_to_numpy(layer.kernel))
+    before = moving_statistics(detector)
+    assert all(np.isfinite(grid).all() for grid in detector(draw()[0], training=True))
+    after = moving_statistics(detector)
+    assert [path for path in before if not np.array_equal(before[path], after[path])] == []
+
+
+def test_a_training_step_whose_outputs_are_finite_moves_every_moving_statistic_as_batchnorm_does(detector):
+    images, truth = draw()
+    layer = detector.backbone.get_layer("stem_bn")
+    inputs = keras.Model(detector.backbone.input, detector.backbone.get_layer("stem_conv").output)
+    mean = np.mean(keras.ops.convert_to_numpy(inputs(images / np.float32(255.0))), axis=(0, 1, 2))
+    before = moving_statistics(detector)
+    detector.train_on_batch(images, truth)
+    after = moving_statistics(detector)
+    assert [path for path in before if np.array_equal(before[path], after[path])] == []
+    path = layer.moving_mean.path
+    expected = layer.momentum * before[path] + (1 - layer.momentum) * mean
+    np.testing.assert_allclose(after[path], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_statistics_and_those_outside_of_training_are_not_touched():
+    frozen, (images, _) = build(), draw()
+    frozen.backbone.trainable = False
+    before = moving_statistics(frozen)
+    frozen(images)
+    assert all(np.array_equal(value, before[path]) for path, value in moving_statistics(frozen).items())
+    frozen(images, training=True)
+    moved = {path for path, value in moving_statistics(frozen).items() if not np.array_equal(value, before[path])}
+    own = {variable.path for variable in frozen.backbone.variables}
+    assert moved and not moved & own
 
 
 def test_thirty_steps_on_one_batch_bring_the_loss_down(detector):

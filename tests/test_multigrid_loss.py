@@ -11,7 +11,7 @@ import pytest
 from backends import compiled, with_gradients
 from keras import ops
 
-from multigrid.config import LOSS_PARTS, with_objectness
+from multigrid.config import LOSS_PARTS, OPTIONAL_LOSS_PARTS, with_objectness
 from multigrid.geometry import cells
 from multigrid.losses import targets
 from multigrid.losses.multigrid_loss import LossBreakdown, MultiGridLoss
@@ -49,6 +49,7 @@ OPTIONS = {
     "ignore_threshold": 0.5,
     "loss_normalization": "batch",
 }
+BOTH_EXTRAS = {"consensus_scale": 0.6, "suppression_scale": 1.7}
 OF_POSITIVES = ("localization", "object", "anchor", "classification")
 
 FINE = (20.0, 45.0, 27.0, 57.0)  # 7 × 12 around (23.5, 51): the first anchor of stride 8, in column 2, row 6
@@ -253,11 +254,35 @@ def plain_positive(cell, key, box, label, anchor, predicted, options):
     }
 
 
+def plain_consensus(raw, owned, box, anchor, options):
+    """Squared distances of what the cells of one object say from what they say on average, added up."""
+    said = []
+    for key in owned:
+        cell = raw[key]
+        predicted = plain_box(cell, ANCHORS[key[0]][anchor], key, options["offset_activation"])
+        sides = [max(1.0, box[2] - box[0]), max(1.0, box[3] - box[1])] * 2
+        shares = [plain_sigmoid(logit) for logit in cell[FIRST_CLASS:]]
+        if options["classification"] == "softmax":
+            together = sum(math.exp(logit) for logit in cell[FIRST_CLASS:])
+            shares = [math.exp(logit) / together for logit in cell[FIRST_CLASS:]]
+        corners = [p / side for p, side in zip(predicted, sides, strict=True)]
+        said.append([*corners, plain_sigmoid(cell[4]), *shares])
+    return len(owned) * np.var(said, axis=0).sum() if said else 0.0
+
+
+def plain_suppression(cell, predicted, key, objects, owned):
+    """What an ignored cell costs: ln(1 + e^logit) by how much worse its box is than the best of the object's cells."""
+    overlaps = [plain_overlap("iou", predicted[key], box) for box, _ in objects]
+    nearest = max(range(len(objects)), key=overlaps.__getitem__)
+    best = max((plain_overlap("iou", predicted[k], objects[nearest][0]) for k in owned[nearest]), default=0.0)
+    return max(0.0, 1.0 - overlaps[nearest] / max(best, 1e-7)) * plain_bce(0.0, cell[4])
+
+
 def plain_sums(batch, **changes):
     """Sums of every part and counts of cells, by scale: two dicts name -> [3]."""
     options = {**OPTIONS, **changes}
     boxes, classes, grids = batch
-    sums = {name: np.zeros(3) for name in LOSS_PARTS}
+    sums = {name: np.zeros(3) for name in (*LOSS_PARTS, *OPTIONAL_LOSS_PARTS)}
     counts = {name: np.zeros(3) for name in ("positives", "ignored", "negatives", "confidence")}
     for image in range(len(boxes)):
         objects = [(b, int(c)) for b, c in zip(boxes[image].tolist(), classes[image], strict=True) if c >= 0]
@@ -275,6 +300,11 @@ def plain_sums(batch, **changes):
             scale, anchor = plain_match(box[2] - box[0], box[3] - box[1])
             for key, rank in plain_claims(box, scale, predicted, options["assignment"]).items():
                 owners.setdefault(key, []).append(((*rank, index), box, label, anchor))
+        winners = {key: min(claims)[0][-1] for key, claims in owners.items()}
+        owned = [[key for key, winner in winners.items() if winner == index] for index in range(len(objects))]
+        for index, (box, _) in enumerate(objects):
+            scale, anchor = plain_match(box[2] - box[0], box[3] - box[1])
+            sums["consensus"][scale] += plain_consensus(raw, owned[index], box, anchor, options)
         for key, cell in raw.items():
             scale = key[0]
             if key in owners:
@@ -285,6 +315,7 @@ def plain_sums(batch, **changes):
                     sums[name][scale] += value
             elif any(plain_overlap("iou", predicted[key], box) > options["ignore_threshold"] for box, _ in objects):
                 counts["ignored"][scale] += 1
+                sums["suppression"][scale] += plain_suppression(cell, predicted, key, objects, owned)
             else:
                 counts["negatives"][scale] += 1
                 sums["no_object"][scale] += plain_bce(0.0, cell[4])
@@ -292,7 +323,7 @@ def plain_sums(batch, **changes):
 
 
 CASES = (
-    {"localization": "ciou", "classification": "bce", "label_smoothing": 0.1, "ignore_threshold": 0.2},
+    {"localization": "ciou", "classification": "bce", "label_smoothing": 0.1, "ignore_threshold": 0.2, **BOTH_EXTRAS},
     {"localization": "ciou", "classification": "softmax", "iou_blend": 0.0, "class_weights": (0.3, 4.0, 1.5)},
     {"localization": "diou", "classification": "softmax", "anchor": "bce", "label_smoothing": 0.2, "iou_power": 2.0},
     {
@@ -302,6 +333,7 @@ CASES = (
         "iou_power": 0.5,
         "iou_blend": 0.6,
         "class_weights": (2.0, 0.5, 3.0),
+        "consensus_scale": 1.5,
     },
     {
         "localization": "mse",
@@ -310,7 +342,9 @@ CASES = (
         "focal_alpha": 0.6,
         "iou_power": 0.0,
         "ignore_threshold": 0.1,
+        "suppression_scale": 0.9,
     },
+    {"localization": "giou", "classification": "softmax", "ignore_threshold": 0.15, **BOTH_EXTRAS},
 )
 
 
@@ -324,17 +358,21 @@ def test_every_part_agrees_with_the_plain_loss(case, assignment):
         np.testing.assert_allclose(measured.counts[name], count, rtol=1e-5, err_msg=name)
     normalizers = 3 * np.maximum(counts["positives"], 1)
     np.testing.assert_allclose(measured.normalizers, normalizers)
-    for name in LOSS_PARTS:
+    extras = {name: options[scale] for name, scale in OPTIONAL_LOSS_PARTS.items() if scale in options}
+    scales = {name: COEFFICIENTS[scale] for name, scale in LOSS_PARTS.items()} | extras
+    assert measured.parts.keys() == measured.sums.keys() == scales.keys()
+    for name in scales:
         np.testing.assert_allclose(measured.sums[name], sums[name], rtol=1e-4, atol=1e-4, err_msg=name)
         np.testing.assert_allclose(measured.parts[name], sums[name] / normalizers, rtol=1e-4, atol=1e-4, err_msg=name)
-    total = sum(COEFFICIENTS[scale] * (sums[name] / normalizers).sum() for name, scale in LOSS_PARTS.items())
+    total = sum(scale * (sums[name] / normalizers).sum() for name, scale in scales.items())
     assert float(measured.total) == pytest.approx(total, rel=1e-4)
 
 
 def test_the_plain_cases_reach_every_branch():
     # Objects of every scale answer, some cells are ignored, and a collision takes cells from someone.
-    _, counts = plain_sums(small_batch(), assignment="paper", ignore_threshold=0.1)
+    sums, counts = plain_sums(small_batch(), assignment="paper", ignore_threshold=0.1)
     assert (counts["positives"] > 0).all() and counts["ignored"].sum() > 0
+    assert sums["consensus"].all() and sums["suppression"].any()
     measured = breakdown_of(small_batch(), assignment="paper")
     assert (measured.counts["claims"] > measured.counts["positives"]).any()
 
@@ -387,6 +425,135 @@ def test_the_weighted_parts_are_coefficient_times_part_and_add_up_to_the_total()
 def test_objectness_is_that_of_cells_with_and_without_an_object():
     named = with_objectness({"object": np.array([1.0, 2.0]), "no_object": np.array([10.0, 30.0]), "anchor": 7.0})
     assert named["objectness"].tolist() == [11.0, 32.0] and named["anchor"] == 7.0
+
+
+# ----------------------------------------------------------------------------------------- the parts that are options
+
+
+def agreeing_batch(box=FINE, label=1, assignment="paper"):
+    """One object, and cells all of which say exactly its box, no objectness and their class: a perfect head."""
+    boxes, classes, grids = make_batch([[(box, label)]], spread=0.0)
+    encoded = encoder(assignment)(boxes, classes, grids)
+    layout = cells.layout_of(grids, STRIDES)
+    said = np.asarray(cells.flatten(grids)).copy()
+    won = np.asarray(encoded.positive)[0, 0]
+    rows = np.asarray(encoded.cell)[0, 0][won]
+    said[0, rows, :2] = np.asarray(cells.offset_logits(ops.convert_to_tensor(encoded.offset)[0, 0], "sigmoid"))[won]
+    said[0, rows, 2:4] = np.asarray(encoded.log_size)[0, 0]
+    said[0, rows, 5 + int(np.asarray(encoded.anchor)[0, 0])] = 4.0
+    said[0, rows, FIRST_CLASS + label] = 3.0
+    return boxes, classes, [np.asarray(grid) for grid in cells.unflatten(ops.convert_to_tensor(said), layout)]
+
+
+def test_options_that_are_off_leave_no_trace():
+    measured = breakdown_of(small_batch())
+    for named in (measured.parts, measured.sums, measured.coefficients, measured.weighted):
+        assert named.keys() == LOSS_PARTS.keys()
+    assert criterion().parts == LOSS_PARTS
+    both = LOSS_PARTS | OPTIONAL_LOSS_PARTS
+    assert criterion(**BOTH_EXTRAS).parts == both
+    extended = breakdown_of(small_batch(), ignore_threshold=0.1, **BOTH_EXTRAS)
+    plain = breakdown_of(small_batch(), ignore_threshold=0.1)
+    assert extended.parts.keys() == extended.weighted.keys() == both.keys()
+    for name in LOSS_PARTS:
+        np.testing.assert_allclose(extended.parts[name], plain.parts[name], rtol=1e-6, err_msg=name)
+    added = sum(BOTH_EXTRAS[scale] * extended.parts[name].sum() for name, scale in OPTIONAL_LOSS_PARTS.items())
+    assert added > 0.1
+    assert float(extended.total - plain.total) == pytest.approx(added, rel=1e-4)
+
+
+def test_nine_cells_that_say_the_same_box_cost_nothing_though_their_offsets_differ():
+    batch = agreeing_batch()
+    measured = breakdown_of(batch, assignment="paper", **BOTH_EXTRAS)
+    np.testing.assert_array_equal(measured.counts["positives"], [0, 0, 9])
+    assert np.ptp(batch[2][2][0, 5:8, 1:4, :2]) > 1.0
+    np.testing.assert_allclose(measured.sums["consensus"], 0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "channel, change, expected",
+    [
+        # One of nine says something else by d: Σ (x - mean)² = d² · 8/9. Objectness 0.5 becomes 0.75: d = 1/4.
+        (4, math.log(3), 1 / 16 * 8 / 9),
+        # Class 0 was 0.5 and becomes 0.2: d = 0.3.
+        (FIRST_CLASS, -math.log(4), 0.09 * 8 / 9),
+        # A box 1.5 times as wide about its centre: both sides move out by a quarter of the width.
+        (2, math.log(1.5), 2 / 16 * 8 / 9),
+        # Which anchor is said is no part of it: boxes are decoded against the one that was matched.
+        (5, 9.0, 0.0),
+    ],
+)
+@pytest.mark.parametrize("box", [FINE, MIDDLE], ids=["fine", "middle"])
+def test_one_cell_of_nine_that_differs_costs_its_squared_distance_in_sizes_of_the_object(
+    channel, change, expected, box
+):
+    boxes, classes, grids = agreeing_batch(box)
+    scale, row, column = (2, 6, 3) if box == FINE else (1, 1, 2)  # beside the cell of the centre
+    grids = [np.array(grid) for grid in grids]
+    grids[scale][0, row, column, channel] += change
+    measured = breakdown_of((boxes, classes, grids), assignment="paper", **BOTH_EXTRAS)
+    np.testing.assert_allclose(measured.sums["consensus"][scale], expected, rtol=1e-4, atol=1e-9)
+
+
+def test_a_single_cell_has_no_one_to_disagree_with():
+    measured = breakdown_of(small_batch(), assignment="single", **BOTH_EXTRAS)
+    assert measured.counts["positives"].sum() > 3
+    np.testing.assert_allclose(measured.sums["consensus"], 0.0, atol=1e-12)
+
+
+def test_consensus_pulls_cells_together():
+    off = {**dict.fromkeys(COEFFICIENTS, 0.0)}
+    batch = small_batch()
+    options = {"assignment": "paper", "coefficients": off, "consensus_scale": 1.0}
+    before, gradients = gradients_of(batch, **options)
+    moved = [grid - 1e-4 * gradient for grid, gradient in zip(batch[2], gradients, strict=True)]
+    after, _ = gradients_of((*batch[:2], moved), **options)
+    slope = sum((gradient.astype("float64") ** 2).sum() for gradient in gradients)
+    # as much as the gradient promises, to first order
+    assert before - after == pytest.approx(1e-4 * slope, rel=0.02)
+
+
+def redundant_batch():
+    """One object; the cell that answers shares 0.8 of its box, and the one on its right is ignored at IoU 0.647.
+
+    The own cell says a box 12 / 0.8 pixels high around the true one of 12: IoU 0.8. The neighbour as in the test of
+    the ignored cells, 1.5 px too far right. All objectness logits are 0 but the neighbour's, ln 3.
+    """
+    batch = quiet_batch((FINE, 1))
+    exact = np.asarray(cells.offset_logits(ops.convert_to_tensor([0.9375, 0.375]), "sigmoid"))
+    batch[2][2][0, 6, 2, :4] = [*exact, 0.0, math.log(1 / 0.8)]
+    shifted = np.asarray(cells.offset_logits(ops.convert_to_tensor([0.125, 0.375]), "sigmoid"))
+    batch[2][2][0, 6, 3, :5] = [*shifted, 0.0, 0.0, math.log(3)]
+    return batch
+
+
+def test_an_ignored_cell_is_silenced_by_how_much_worse_it_is_than_the_best():
+    # (1 - (66 / 102) / 0.8) · ln(1 + 3)
+    measured = breakdown_of(redundant_batch(), assignment="single", ignore_threshold=0.6, **BOTH_EXTRAS)
+    np.testing.assert_array_equal(measured.counts["ignored"], [0, 0, 1])
+    expected = (1 - 66 / 102 / 0.8) * math.log(4)
+    assert expected > 0.2
+    np.testing.assert_allclose(measured.sums["suppression"], [0, 0, expected], rtol=1e-4)
+    # the cell is ignored all the same: no_object has the other 94 of 96, at ln 2
+    np.testing.assert_allclose(measured.sums["no_object"][2], 94 * math.log(2), rtol=1e-5)
+
+
+def test_an_ignored_cell_no_worse_than_the_best_costs_nothing():
+    batch = redundant_batch()
+    batch[2][2][0, 6, 2, 3] = math.log(1 / 0.6)  # the one that answers now has an IoU of 0.6, below 0.647
+    measured = breakdown_of(batch, assignment="single", ignore_threshold=0.6, **BOTH_EXTRAS)
+    np.testing.assert_array_equal(measured.counts["ignored"], [0, 0, 1])
+    np.testing.assert_array_equal(measured.sums["suppression"], 0.0)
+
+
+def test_suppression_moves_the_objectness_of_ignored_cells_and_nothing_else():
+    off = dict.fromkeys(COEFFICIENTS, 0.0)
+    options = {"assignment": "single", "ignore_threshold": 0.6, "coefficients": off, "suppression_scale": 1.7}
+    _, gradients = gradients_of(redundant_batch(), **options)
+    # the slope of ln(1 + e^x) at ln 3 is 3/4; the weight has no gradient
+    expected = 1.7 * (1 - 66 / 102 / 0.8) * 0.75
+    assert gradients[2][0, 6, 3, 4] == pytest.approx(expected, rel=1e-4)
+    assert [np.count_nonzero(gradient) for gradient in gradients] == [0, 0, 1]
 
 
 # ------------------------------------------------------------------------------------------------------- normalizers
@@ -504,13 +671,13 @@ def test_more_padding_changes_nothing():
 @pytest.mark.parametrize("objects", [0, 6])
 def test_images_without_objects_cost_only_objectness_and_have_finite_gradients(objects):
     batch = make_batch([[], [], []], objects=objects)
-    measured = breakdown_of(batch, loss_normalization="positives")
-    for name in OF_POSITIVES:
+    measured = breakdown_of(batch, loss_normalization="positives", **BOTH_EXTRAS)
+    for name in (*OF_POSITIVES, *OPTIONAL_LOSS_PARTS):
         np.testing.assert_array_equal(measured.parts[name], 0.0, err_msg=name)
     # Every cell is negative: the sum over them of ln(1 + e^logit), divided by no less than 1.
     expected = [np.log1p(np.exp(grid[..., 4].astype("float64"))).sum() for grid in batch[2]]
     np.testing.assert_allclose(measured.parts["no_object"], expected, rtol=1e-5)
-    _, gradients = gradients_of(batch)
+    _, gradients = gradients_of(batch, **BOTH_EXTRAS)
     for gradient, grid in zip(gradients, batch[2], strict=True):
         slope = COEFFICIENTS["no_object_scale"] / 3 / (1 + np.exp(-grid[..., 4]))
         np.testing.assert_allclose(gradient[..., 4], slope, rtol=1e-4)
@@ -553,9 +720,9 @@ def positive_cells_of_the_small_batch():
 
 
 SMOOTH = (
-    {"localization": "ciou"},
+    {"localization": "ciou", **BOTH_EXTRAS},
     {"localization": "diou", "classification": "focal", "focal_gamma": 0.5},
-    {"localization": "giou", "classification": "softmax", "anchor": "bce", "iou_power": 0.5},
+    {"localization": "giou", "classification": "softmax", "anchor": "bce", "iou_power": 0.5, **BOTH_EXTRAS},
     {"localization": "mse", "classification": "focal", "focal_gamma": 0.0, "offset_activation": "tanh"},
 )
 smooth_cases = pytest.mark.parametrize("options", SMOOTH, ids=lambda options: options["localization"])
@@ -650,6 +817,7 @@ def test_the_config_gives_the_same_loss_back():
         "ignore_threshold": 0.35,
         "loss_normalization": ["batch", "positives"],
         "strides": [32, 16, 8],
+        **BOTH_EXTRAS,
     }
     loss = criterion(**options, **COEFFICIENTS)
     kept = loss.get_config()
@@ -658,7 +826,8 @@ def test_the_config_gives_the_same_loss_back():
         assert isinstance(again, MultiGridLoss) and again.get_config() == kept
     for name, value in {**options, **COEFFICIENTS}.items():
         assert kept[name] == (tuple(value) if name in ("loss_normalization", "strides") else value)
-    assert again.coefficients == {part: COEFFICIENTS[scale] for part, scale in LOSS_PARTS.items()}
+    scales = COEFFICIENTS | BOTH_EXTRAS
+    assert again.coefficients == {part: scales[scale] for part, scale in (LOSS_PARTS | OPTIONAL_LOSS_PARTS).items()}
 
 
 @pytest.mark.parametrize(
@@ -695,12 +864,15 @@ def test_in_a_graph_the_loss_is_the_same(xla):
     signature = [spec(boxes, 2), spec(classes, 2, "int32"), *(spec(grid, 3) for grid in grids)]
 
     def whole(boxes, classes, *grids):
-        loss = criterion(assignment="best", **COEFFICIENTS)
+        loss = criterion(assignment="best", **COEFFICIENTS, **BOTH_EXTRAS)
         return loss.breakdown(loss.encode({"boxes": boxes, "classes": classes}, grids), grids)
 
     traced = tf.function(whole, input_signature=signature, jit_compile=xla)
-    measured, plain = as_numpy(traced(boxes, classes, *grids)), breakdown_of(small_batch(), assignment="best")
-    for name in LOSS_PARTS:
+    measured, plain = (
+        as_numpy(traced(boxes, classes, *grids)),
+        breakdown_of(small_batch(), assignment="best", **BOTH_EXTRAS),
+    )
+    for name in plain.parts:
         np.testing.assert_allclose(measured.parts[name], plain.parts[name], rtol=1e-4, err_msg=name)
     for name in plain.counts:
         np.testing.assert_allclose(measured.counts[name], plain.counts[name], rtol=1e-5, err_msg=name)

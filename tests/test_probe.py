@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from multigrid.cli import main
-from multigrid.config import LOSS_PARTS, ConfigLoader
+from multigrid.config import LOSS_PARTS, OPTIONAL_LOSS_PARTS, ConfigLoader
 from multigrid.diagnosis.probe import ProbeMismatchError, check_against_evaluate, describe_batch, flat_row, run_probe
 from multigrid.models.darknet import darknet53
 from multigrid.models.detector import MultiGridDetector
@@ -249,6 +249,44 @@ def test_the_command_writes_json_and_csv_that_agree(small, tmp_path, capsys):
     for record, row in zip(records, rows, strict=True):
         assert float(row["total_loss"]) == pytest.approx(record["loss_components"]["total_loss"])
         assert int(row["total_objects"]) == record["batch_stats"]["total_objects"]
+
+
+def test_optional_parts_are_in_every_table_and_file(small, tmp_path, capsys):
+    settings = ["loss.consensus_scale=0.5", "loss.suppression_scale=2", "loss.ignore_threshold=0.2"]
+    arguments = ["probe", "--config", str(CHECKOUT / SHIPPED[0]), "--output-dir", str(tmp_path), "--verbose", *small]
+    assert main([*arguments, *settings, "--num-batches", "1"]) == 0
+    printed = capsys.readouterr().out
+    (record,) = json.loads((tmp_path / "loss_components.json").read_text())
+    (row,) = csv.DictReader((tmp_path / "loss_components.csv").open())
+    units = {unit["component"]: unit for unit in record["per_unit"]}
+    for name, scale in OPTIONAL_LOSS_PARTS.items():
+        value = record["loss_components"][f"{name}_loss"]
+        assert value > 0.0
+        assert float(row[f"{name}_loss"]) == pytest.approx(value)
+        assert (
+            float(row[scale]) == record["scaling_coefficients"][scale] == {"consensus": 0.5, "suppression": 2.0}[name]
+        )
+        by_scale = [grid[f"{name}_loss"] for grid in record["per_scale_losses"]]
+        assert sum(by_scale) == pytest.approx(value)
+        assert [float(row[f"{name}_loss_{stride}"]) for stride in (32, 16, 8)] == pytest.approx(by_scale)
+        assert record["weighted_components"][name] == pytest.approx(float(row[scale]) * value)
+        # in the tables of the loss, of the scales (as a column) and of the units
+        assert len([line for line in printed.splitlines() if f" {name} " in line]) == 2
+        assert f"{scale} = {float(row[scale]):g}" in printed and f"{name}_loss" in printed
+    assert (units["consensus"]["unit"], units["suppression"]["unit"]) == ("positive cell", "ignored cell")
+    parts, scales = record["loss_components"], record["scaling_coefficients"]
+    total = sum(scales[scale] * parts[f"{name}_loss"] for name, scale in (LOSS_PARTS | OPTIONAL_LOSS_PARTS).items())
+    assert parts["total_loss"] == pytest.approx(total, rel=1e-6)
+    ignored = sum(scale["ignored_cells"] for scale in record["batch_stats"]["per_scale_stats"])
+    assert units["suppression"]["measured"] * ignored == pytest.approx(5 * parts["suppression_loss"], rel=1e-5)
+
+
+def test_optional_parts_that_are_off_are_nowhere(small, tmp_path, capsys):
+    arguments = ["probe", "--config", str(CHECKOUT / SHIPPED[0]), "--output-dir", str(tmp_path), "--verbose", *small]
+    assert main([*arguments, "--num-batches", "1"]) == 0
+    files = [(tmp_path / f"loss_components.{kind}").read_text() for kind in ("json", "csv")]
+    for text in (capsys.readouterr().out, *files):
+        assert "localization" in text and not [name for name in OPTIONAL_LOSS_PARTS if name in text]
 
 
 def test_the_command_shows_raw_objectness_and_says_when_there_are_fewer_batches(small, tmp_path, capsys):

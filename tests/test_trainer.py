@@ -19,7 +19,7 @@ from multigrid.data.shapes import CLASS_NAMES, draw_data_set
 from multigrid.errors import InputError
 from multigrid.losses.multigrid_loss import MultiGridLoss
 from multigrid.models.detector import MultiGridDetector
-from multigrid.training.callbacks import NonFiniteLossError
+from multigrid.training.guard import NonFiniteLossError
 from multigrid.training.trainer import MultiGridTrainer
 
 ANCHORS = [[[40.0, 28.0], [48.0, 44.0]], [[20.0, 14.0], [14.0, 30.0]], [[8.0, 6.0], [12.0, 9.0]]]
@@ -51,8 +51,8 @@ def make_config(files, output, **sections):
 
 def read_results(run_dir):
     with open(pathlib.Path(run_dir) / "results.csv", newline="") as file:
-        rows = [{name: value.replace("NA", "nan") for name, value in row.items()} for row in csv.DictReader(file)]
-    return [{name: float(value) for name, value in row.items()} for row in rows]
+        rows = list(csv.DictReader(file))
+    return [{name: float(value or "nan") for name, value in row.items()} for row in rows]  # empty: not measured
 
 
 def bytes_of(model):
@@ -98,7 +98,7 @@ def finished(files, tmp_path_factory):
 def test_the_run_folder_holds_all_that_is_promised(finished):
     folder = finished[0].run_dir
     promised = {"config.yaml", "results.csv", "weights", "tensorboard", "train_batch.jpg", "predictions.jpg"}
-    promised |= {"classes.txt", "anchors.txt"}
+    promised |= {"classes.txt", "anchors.txt", "checkpoints"}
     assert {path.name for path in folder.iterdir()} == promised
     assert {path.name for path in (folder / "weights").iterdir()} == {"best.weights.h5", "last.weights.h5"}
     assert {path.name for path in (folder / "tensorboard").iterdir()} >= {"train", "validation"}

@@ -1,4 +1,7 @@
-"""Weights in files: whole round trips in three formats, and a load that fails leaves the model as it was."""
+"""Weights in files: whole round trips in four formats, and a load that fails leaves the model as it was."""
+
+import os
+import stat
 
 import h5py
 import keras
@@ -79,6 +82,18 @@ def test_every_weight_survives_the_round_trip(source, other, expected, tmp_path,
         np.testing.assert_array_equal(one, wanted)
     for found, wanted in zip(other.predict_on_batch(IMAGES), expected, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "a.weights"])
+def test_a_backbone_gives_the_same_maps_after_the_round_trip(source, tmp_path, name):
+    images = (IMAGES / 255.0).astype("float32")
+    save_weights(source.backbone, tmp_path / name)
+    again = shake(darknet53(1 / 16, 1 / 8), 3)
+    load_weights(again, tmp_path / name)
+    assert bytes_of(again) == bytes_of(source.backbone)
+    wanted = source.backbone.predict_on_batch(images)
+    for key, found in again.predict_on_batch(images).items():
+        np.testing.assert_allclose(found, wanted[key], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -229,3 +244,25 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(source, tmp_path
         save_weights(source, path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "a.weights"])
+def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_all_is_said(
+    source, tmp_path, monkeypatch, name
+):
+    order = []
+    fsync, replace = os.fsync, os.replace
+
+    def see_fsync(descriptor):
+        order.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def see_replace(one, other):
+        order.append("rename")
+        replace(one, other)
+
+    monkeypatch.setattr(os, "fsync", see_fsync)
+    monkeypatch.setattr(os, "replace", see_replace)
+    save_weights(source.backbone, tmp_path / name)
+    assert order[-3:] == ["file", "rename", "folder"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]

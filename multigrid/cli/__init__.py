@@ -10,11 +10,11 @@ import logging
 import os
 import sys
 
-from multigrid.cli import anchors, evaluate, predict, probe, train
+from multigrid.cli import anchors, compare, evaluate, predict, probe, replay, train, weights
 from multigrid.cli.options import BAD_INPUT, FAILED
 from multigrid.errors import InputError
 
-VERBS = (train, evaluate, predict, probe, anchors)
+VERBS = (train, evaluate, predict, probe, anchors, weights, compare, replay)
 
 
 def main(arguments=None) -> int:

@@ -23,16 +23,18 @@ def add_parser(verbs, name: str, run, example: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_config(parser, default: str | None = None) -> None:
-    """Adds --config, required unless there is a default, and key=value words over it."""
+def add_config(parser, default: str | None = None, required: bool = True) -> None:
+    """Adds --config, which may be left out only where there is a default or it is not required, and key=value words."""
     text = "YAML file (%(default)s)" if default else "YAML file"
-    parser.add_argument("--config", default=default, required=default is None, help=text)
+    parser.add_argument("--config", default=default, required=required and default is None, help=text)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=OVERRIDES)
 
 
 def add_weights(parser, required: bool = False) -> None:
     """Adds --weights and --backbone-weights."""
-    parser.add_argument("--weights", required=required, help="weights of the whole detector (.h5, .weights.h5, .keras)")
+    parser.add_argument(
+        "--weights", required=required, help="weights of the detector: Darknet, HDF5 or .keras, found from the content"
+    )
     parser.add_argument("--backbone-weights", help="weights of the backbone alone")
 
 
@@ -63,8 +65,17 @@ def weights_settings(options) -> list:
 def start_backend() -> None:
     """Imports Keras without the greetings that TensorFlow writes to standard error before it reads its log level.
 
-    They are left where somebody asks for them with TF_CPP_MIN_LOG_LEVEL, and shown where the import fails.
+    They are left where somebody asks for them with TF_CPP_MIN_LOG_LEVEL, and shown where the import fails. Then joins
+    the processes that share a training, where the environment names them.
     """
+    _import_keras()
+    if any(name.startswith("KERAS_DISTRIBUTION_") for name in os.environ):
+        from multigrid.training.processes import join_processes
+
+        join_processes()
+
+
+def _import_keras() -> None:
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] < "3" or "keras" in sys.modules:
         return
     sys.stderr.flush()
@@ -89,12 +100,25 @@ def assembled(trainer, split: str):
     trainer.vocabulary = assembly.read_vocabulary(trainer.config)
     trainer.samples[split] = assembly.read_split(trainer.config, split, trainer.vocabulary.class_names)
     trainer.detector = assembly.build_detector(trainer.config, trainer.vocabulary)
+    assembly.load_configured_weights(trainer.config, trainer.detector)
     return trainer
 
 
 def progress(description: str, total: int):
     """A function that passes items on and shows how far they are."""
     return lambda items: report.progress(items, description, total)
+
+
+def show_ledger(ledger) -> None:
+    """Prints what a load did: a table by block, and everything that is worth a line."""
+    report.say(f"{ledger.path}: {ledger.format}, matched {ledger.strategy}")
+    report.table("Weights by block", ledger.COLUMNS, ledger.rows())
+    report.say(f"{ledger.counts()}; {ledger.norms.describe()}")
+    for note in ledger.notes:
+        report.say(note)
+    complaint = ledger.complaint()
+    if complaint:
+        report.say(complaint)
 
 
 def show_metrics(title: str, metrics: dict) -> None:

@@ -42,6 +42,7 @@ def run_predict(options) -> int:
 
     vocabulary = assembly.read_vocabulary(config)
     detector = assembly.build_detector(config, vocabulary)
+    assembly.load_configured_weights(config, detector)
     predictor = assembly.build_predictor(config, detector, vocabulary.class_names, evaluating=False)
     found = progress("detecting", len(paths))(predictor.stream(paths))
     records = [_draw_detections(detections, options) for detections in found]

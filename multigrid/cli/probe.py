@@ -14,6 +14,7 @@ from multigrid.cli.options import (
     add_weights,
     count,
     load_config,
+    show_ledger,
     start_backend,
     weights_settings,
 )
@@ -45,6 +46,10 @@ def run_probe(options) -> int:
     from multigrid.training.trainer import MultiGridTrainer
 
     trainer = MultiGridTrainer(config)
+    trainer.build_model()
+    for ledger in trainer.ledgers:
+        if ledger.tensor_share < 1:
+            show_ledger(ledger)
     records, broken = [], []
     try:
         for record in probe.run_probe(trainer, options.num_batches, training_mode=options.training_mode):

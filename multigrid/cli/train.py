@@ -13,6 +13,7 @@ from multigrid.cli.options import (
     add_parser,
     add_weights,
     load_config,
+    show_ledger,
     show_metrics,
     start_backend,
     weights_settings,
@@ -24,28 +25,31 @@ EXAMPLE = "multigrid train --config configs/quickstart.yaml training.epochs=5"
 def add_verb(verbs) -> None:
     """Adds the options of `train`."""
     parser = add_parser(verbs, "train", run_train, EXAMPLE)
-    add_config(parser)
+    add_config(parser, required=False)
+    parser.add_argument("--resume", metavar="RUN", help="go on with this run folder, stopped or killed; no --config")
     add_weights(parser)
     parser.add_argument(
-        "--save-weights", metavar="FILE", help="write the best weights here too (.h5, .weights.h5, .keras)"
+        "--save-weights",
+        metavar="FILE",
+        help="write the best weights here too (.h5, .weights.h5, .keras; .weights: backbone)",
     )
 
 
 def run_train(options) -> int:
     """Trains, evaluates the best weights on the validation set and says where everything is."""
-    config = load_config(options, weights_settings(options))
+    if (options.config is None) == (options.resume is None):
+        options.parser.error("expected either --config or --resume")
+    config = options.config and load_config(options, weights_settings(options))
     start_backend()
-    from multigrid.models.weights import check_weights_name, save_weights
-    from multigrid.training.callbacks import NonFiniteLossError
-    from multigrid.training.trainer import MultiGridTrainer
+    from multigrid.models.weights import save_weights
+    from multigrid.training.guard import NonFiniteLossError
 
-    if options.save_weights is not None:
-        check_weights_name(options.save_weights)
-        report.check_file(options.save_weights, "--save-weights")
-    trainer = MultiGridTrainer(config, name=pathlib.Path(options.config).stem)
-    trainer.check_run_dir()
+    _check_target(options.save_weights)
+    trainer = _trainer(options, config)
     train_data, val_data = trainer.build_data()
     trainer.build_model()
+    for ledger in trainer.ledgers:
+        show_ledger(ledger)
     validation = "no validation" if val_data is None else f"{len(val_data.samples)} to validate"
     parameters = f"{trainer.detector.count_params():,} parameters"
     report.say(f"{len(train_data.samples)} images to train, {validation}; {parameters}")
@@ -54,6 +58,9 @@ def run_train(options) -> int:
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
+    if trainer.stopped_by:
+        report.say(f"stopped: {trainer.stopped_by}; go on with: multigrid train --resume {trainer.run_dir}")
+        return OK
     if val_data is not None:
         show_metrics("Best weights on the validation set", trainer.evaluate("val").metrics)
     if options.save_weights:
@@ -61,3 +68,22 @@ def run_train(options) -> int:
         report.say(f"weights: {options.save_weights}")
     report.say(f"run folder: {trainer.run_dir}")
     return OK
+
+
+def _check_target(path) -> None:
+    """Sees that the weights can be written where --save-weights says, before they are trained."""
+    from multigrid.models.weights import check_weights_name
+
+    if path is not None:
+        check_weights_name(path)
+        report.check_file(path, "--save-weights")
+
+
+def _trainer(options, config):
+    from multigrid.training.trainer import MultiGridTrainer
+
+    if config is None:
+        return MultiGridTrainer.from_run(options.resume, [*options.overrides, *weights_settings(options)])
+    trainer = MultiGridTrainer(config, name=pathlib.Path(options.config).stem)
+    trainer.check_run_dir()
+    return trainer

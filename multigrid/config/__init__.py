@@ -3,6 +3,7 @@
 from multigrid.config.loader import ConfigLoader
 from multigrid.config.sections import (
     LOSS_PARTS,
+    OPTIONAL_LOSS_PARTS,
     AugmentationConfig,
     Config,
     DataConfig,
@@ -27,6 +28,7 @@ __all__ = [
     "LOSS_PARTS",
     "LossConfig",
     "ModelConfig",
+    "OPTIONAL_LOSS_PARTS",
     "OutputConfig",
     "SHAPES",
     "ShapesConfig",

@@ -36,6 +36,8 @@ LOSS_PARTS = {
     "anchor": "anchor_scale",
     "classification": "class_scale",
 }
+# Those that are there only where their key is above 0.
+OPTIONAL_LOSS_PARTS = {"consensus": "consensus_scale", "suppression": "suppression_scale"}
 
 
 def with_objectness(values: dict) -> dict:
@@ -220,6 +222,11 @@ class TrainingConfig(_Section):
     strategy: Literal["none", "mirrored"] = Field(
         "none", description="mirrored shares each batch among all GPUs of this machine (TensorFlow)."
     )
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the whole training: those of its stages, where it has stages."""
+        return sum(stage.epochs for stage in self.stages) or self.epochs
     jit_compile: Literal["auto"] | StrictBool = Field("auto", description="XLA; auto is on for GPUs and off for CPUs.")
     validate_every: StrictInt = Field(1, ge=1, description="Epochs from one validation mAP to the next.")
 
@@ -311,6 +318,12 @@ class Config(_Section):
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes every key, with absolute paths, as a file that loads back to an equal Config."""
+        text = self.text(path)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def text(self, path: str | os.PathLike) -> str:
+        """What `save` writes into a file of this name."""
         values = self.model_dump()
         for keys, rule in path_rules():
             *sections, last = keys
@@ -319,9 +332,8 @@ class Config(_Section):
                 holder[last] = os.path.abspath(holder[last])
         path = os.path.abspath(path)
         body = yaml.dump(plain(values), Dumper=YamlDumper, sort_keys=False, default_flow_style=None, allow_unicode=True)
-        with open(path, "w", encoding="utf-8") as file:
-            # a run folder takes one run: whoever repeats it gets a new one
-            file.write(f"# multigrid train --config {shlex.quote(path)} output.dir=null\n{body}")
+        # a run folder takes one run: whoever repeats it gets a new one
+        return f"# multigrid train --config {shlex.quote(path)} output.dir=null\n{body}"
 
 
 MODEL_FILE_KEY = "model_config"

@@ -13,12 +13,19 @@ from collections.abc import Iterator
 import numpy as np
 from keras import ops
 
-from multigrid.config import LOSS_PARTS, with_objectness
+from multigrid.config import LOSS_PARTS, OPTIONAL_LOSS_PARTS, with_objectness
 from multigrid.geometry import cells as cell_geometry
 from multigrid.losses.multigrid_loss import LossBreakdown
 
 AGREEMENT = 1e-5  # relative; between the probe's total and what `evaluate` reports
-POSITIVE_PARTS = ("localization", "object", "anchor", "classification")  # those that only positive cells have
+SCALES = LOSS_PARTS | OPTIONAL_LOSS_PARTS
+# whose number each part is divided by; the others are shared out over all cells
+CELLS_OF_PARTS = {
+    **dict.fromkeys(("localization", "object", "anchor", "classification", "consensus"), "positives"),
+    "no_object": "negatives",
+    "suppression": "ignored",
+}
+UNITS = {"positives": "positive cell", "negatives": "negative cell", "ignored": "ignored cell", "cells": "cell"}
 
 
 class ProbeMismatchError(RuntimeError):
@@ -102,12 +109,12 @@ def describe_batch(detector, images, truth, index: int = 0, *, training_mode: bo
         },
         "loss_components": {"total_loss": float(breakdown.total), **components},
         "weighted_components": {name: float(values.sum()) for name, values in breakdown.weighted.items()},
-        "scaling_coefficients": {scale: breakdown.coefficients[name] for name, scale in LOSS_PARTS.items()},
+        "scaling_coefficients": {SCALES[name]: scale for name, scale in breakdown.coefficients.items()},
         "per_scale_losses": [
             {
                 "stride": stride,
                 "normalization_factor": float(breakdown.normalizers[row]),
-                **{f"{name}_loss": float(breakdown.parts[name][row]) for name in LOSS_PARTS},
+                **{f"{name}_loss": float(values[row]) for name, values in breakdown.parts.items()},
             }
             for row, stride in enumerate(detector.strides)
         ],
@@ -122,8 +129,7 @@ def flat_row(record: dict) -> dict:
     names = ("total", "localization", "objectness", "anchor", "classification")
     row |= {f"{name}_loss": record["loss_components"][f"{name}_loss"] for name in names}
     row |= record["scaling_coefficients"]
-    row |= {f"{name}_loss": record["loss_components"][f"{name}_loss"] for name in ("object", "no_object")}
-    row |= {name: value for name, value in record["loss_components"].items() if name == "regularization_loss"}
+    row |= {name: value for name, value in record["loss_components"].items() if name not in row}
     for scale in record["per_scale_losses"]:
         row |= {f"{name}_{scale['stride']}": value for name, value in scale.items() if name != "stride"}
     return row
@@ -159,9 +165,9 @@ def _per_unit(detector, truth, grids, breakdown) -> list:
     at_start = _plain(detector.criterion.breakdown(targets, outputs))
     best = _plain(detector.criterion.breakdown(targets, _best_constant_outputs(detector, targets, grids)))
     rows = []
-    for name in (*LOSS_PARTS, "objectness"):
+    for name in (*breakdown.parts, "objectness"):
         measured, start, floor = (_unit(name, one) for one in (breakdown, at_start, best))
-        unit = "positive cell" if name in POSITIVE_PARTS else "negative cell" if name == "no_object" else "cell"
+        unit = UNITS[CELLS_OF_PARTS.get(name, "cells")]
         rows.append(
             {"component": name, "unit": unit, "measured": measured, "at_initialization": start, "best_constant": floor}
         )
@@ -170,8 +176,8 @@ def _per_unit(detector, truth, grids, breakdown) -> list:
 
 def _unit(name: str, breakdown) -> float | None:
     """A component's sum over all scales, divided by the cells that have it."""
-    counted = "positives" if name in POSITIVE_PARTS else "negatives" if name == "no_object" else "cells"
-    total, units = with_objectness(breakdown.sums)[name].sum(), breakdown.counts[counted].sum()
+    total = with_objectness(breakdown.sums)[name].sum()
+    units = breakdown.counts[CELLS_OF_PARTS.get(name, "cells")].sum()
     return float(total / units) if units else None
 
 

@@ -13,6 +13,7 @@ DEFAULTS = LossConfig()
 LOCALIZATIONS = ("ciou", "diou", "giou", "mse")
 CLASSIFICATIONS = ("bce", "softmax", "focal")
 ANCHORS = ("softmax", "bce")
+LEAST_SIDE = 1.0  # pixels; a unit for the distances of boxes from each other
 CLASS_WEIGHTS = ("balanced", "inverse", "sqrt_inverse")
 _OVERLAP = {"ciou": box_geometry.ciou, "diou": box_geometry.diou, "giou": box_geometry.giou}
 
@@ -108,6 +109,53 @@ def classification(
     log_missed = ops.log_sigmoid(ops.where(target > 0.5, -logits, logits))
     alpha = target * focal_alpha + (1.0 - target) * (1.0 - focal_alpha)
     return ops.sum(alpha * ops.exp(focal_gamma * log_missed) * terms, axis=-1)
+
+
+def consensus(boxes, true_boxes, objectness, classes, positive):
+    """How far each of the cells that answer for one object is from what they say on average.
+
+    The squared distance of a cell's statement from the mean statement of the object's positive cells. A statement is
+    the four corners of the decoded box, in units of the object's own width and height, the objectness and the class
+    probabilities. Summed over the cells of an object this is their number times the variance.
+
+    Args:
+        boxes: [..., K, 4] float, decoded, corners in input pixels.
+        true_boxes: [..., K, 4] float, the object's; its sides are taken for no less than `LEAST_SIDE`.
+        objectness: [..., K] float, probability.
+        classes: [..., K, C] float, probabilities.
+        positive: [..., K] bool, which of the cells answer; the others count for nothing.
+
+    Returns:
+        [..., K] float, >= 0; 0 for other cells, for a cell alone, and where all cells say the same.
+
+    Source: of this project.
+    """
+    _, sides = box_geometry.centers_and_sizes(true_boxes)
+    sides = ops.maximum(sides, LEAST_SIDE)
+    corners = (boxes - true_boxes) / ops.concatenate([sides, sides], axis=-1)
+    said = ops.concatenate([corners, objectness[..., None], classes], axis=-1)
+    answers = positive[..., None]
+    number = ops.maximum(ops.sum(ops.cast(answers, "float32"), axis=-2, keepdims=True), 1.0)
+    # the mean needs no gradient: the distances from it add up to 0
+    mean = ops.stop_gradient(ops.sum(ops.where(answers, said, 0.0), axis=-2, keepdims=True) / number)
+    return ops.sum(ops.where(answers, said - mean, 0.0) ** 2, axis=-1)
+
+
+def redundancy(overlap, best):
+    """How much worse a cell's box is than the best box of the cells that answer for the same object.
+
+    1 - overlap / best, and no less than 0.
+
+    Args:
+        overlap: [...] float in [0, 1], IoU of the cell's box with the object it overlaps most.
+        best: [...] float in [0, 1], the largest IoU with that object among its positive cells; 0 where it has none.
+
+    Returns:
+        [...] float in [0, 1]; 0 where the cell is as good as the best, and where there is no other.
+
+    Source: of this project.
+    """
+    return ops.relu(1.0 - overlap / ops.maximum(best, box_geometry.TINY))
 
 
 def _cross_entropy(kind, logits, target, label_smoothing):

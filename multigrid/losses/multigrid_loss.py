@@ -8,10 +8,11 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from multigrid.config import LOSS_PARTS, LossConfig, ModelConfig
+from multigrid.config import LOSS_PARTS, OPTIONAL_LOSS_PARTS, LossConfig, ModelConfig
 from multigrid.geometry import boxes as box_geometry
 from multigrid.geometry import cells as cell_geometry
 from multigrid.losses import components, targets
+from multigrid.replicas import replica_count, sum_over_replicas
 
 DEFAULTS = LossConfig()
 NORMALIZERS = ("batch", "positives", "grid")
@@ -21,7 +22,8 @@ class LossBreakdown(NamedTuple):
     """Every part of the loss for one batch; S scales, coarse to fine.
 
     Counted are images, cells, objects, claims, positives, negatives and ignored; "confidence" is the sum of what
-    objectness should say in the positive cells.
+    objectness should say in the positive cells. Where replicas share a batch, counts and normalizers are those of the
+    whole batch, while total, parts and sums are of this replica's images: their sum over the replicas is the loss.
     """
 
     total: object  # scalar float32: the sum of coefficient · part over parts and scales
@@ -31,6 +33,7 @@ class LossBreakdown(NamedTuple):
     counts: dict  # name -> [S] float32
     coefficients: dict  # name of the part -> float
     regularization: object = None  # scalar float32 within the total, where layers of the model have losses of their own
+    replicas: int = 1  # that share the batch
 
     @property
     def weighted(self) -> dict:
@@ -69,6 +72,9 @@ class MultiGridLoss:
         no_object_scale: coefficient of the objectness of the others.
         anchor_scale: coefficient of the choice of anchor.
         class_scale: coefficient of classification.
+        consensus_scale: coefficient of the variance of what the cells of one object say; 0 leaves this part out.
+        suppression_scale: coefficient of the objectness of ignored cells that are worse than an object's best cell; 0
+            leaves this part out.
     """
 
     def __init__(
@@ -95,6 +101,8 @@ class MultiGridLoss:
         no_object_scale: float = DEFAULTS.no_object_scale,
         anchor_scale: float = DEFAULTS.anchor_scale,
         class_scale: float = DEFAULTS.class_scale,
+        consensus_scale: float = DEFAULTS.consensus_scale,
+        suppression_scale: float = DEFAULTS.suppression_scale,
     ):
         self.anchors = [[[float(side) for side in pair] for pair in scale] for scale in anchors]
         self.num_classes = num_classes
@@ -116,11 +124,18 @@ class MultiGridLoss:
         self.no_object_scale = no_object_scale
         self.anchor_scale = anchor_scale
         self.class_scale = class_scale
+        self.consensus_scale = consensus_scale
+        self.suppression_scale = suppression_scale
+
+    @property
+    def parts(self) -> dict:
+        """The parts that are there, and the scale of each: the five, and the optional ones whose scale is above 0."""
+        return LOSS_PARTS | {part: scale for part, scale in OPTIONAL_LOSS_PARTS.items() if getattr(self, scale) > 0.0}
 
     @property
     def coefficients(self) -> dict:
-        """The five tunable scales, by the part that each multiplies."""
-        return {part: getattr(self, scale) for part, scale in LOSS_PARTS.items()}
+        """The tunable scales, by the part that each multiplies."""
+        return {part: getattr(self, scale) for part, scale in self.parts.items()}
 
     def __call__(self, y_true, y_pred):
         """The total loss.
@@ -165,11 +180,16 @@ class MultiGridLoss:
         empty_logits = ops.where(negative_cell, channels.objectness, 0.0)
         nothing = ops.where(negative_cell, components.objectness(empty_logits, 0.0), 0.0)
         sums["no_object"] = _by_scale_of_cells(nothing, layout)
+        if "suppression" in self.parts:
+            redundant = self._suppression(channels.objectness, predicted, ignored_cell, encoded)
+            sums["suppression"] = _by_scale_of_cells(redundant, layout)
         counts = _count(encoded, layout, negative_cell, ignored_cell)
         counts["confidence"] = _by_scale_of_claims(quality, encoded, layout)
+        (everywhere,) = sum_over_replicas([ops.stack(list(counts.values()))])
+        counts = dict(zip(counts, ops.unstack(everywhere), strict=True))
         normalizers = self._normalizers(counts)
-        parts = {name: sums[name] / normalizers for name in LOSS_PARTS}
-        measured = LossBreakdown(None, parts, sums, normalizers, counts, self.coefficients)
+        parts = {name: sums[name] / normalizers for name in self.parts}
+        measured = LossBreakdown(None, parts, sums, normalizers, counts, self.coefficients, replicas=replica_count())
         return measured._replace(total=sum(ops.sum(values) for values in measured.weighted.values()))
 
     def get_config(self) -> dict:
@@ -177,6 +197,7 @@ class MultiGridLoss:
         names = ("anchors", "num_classes", "strides", "offset_activation", "assignment", "localization")
         names += ("classification", "anchor", "label_smoothing", "class_weights", "focal_gamma", "focal_alpha")
         names += ("iou_power", "iou_blend", "ignore_threshold", "loss_normalization", *LOSS_PARTS.values())
+        names += tuple(OPTIONAL_LOSS_PARTS.values())
         return {name: getattr(self, name) for name in names}
 
     @classmethod
@@ -192,10 +213,23 @@ class MultiGridLoss:
 
     def _ignored(self, predicted, encoded):
         """Cells whose predicted box overlaps a true one too much to be called empty: [B, N] bool."""
-        true_boxes = ops.where((encoded.classes >= 0)[..., None], encoded.boxes, 0.0)
-        return ops.any(
-            box_geometry.overlaps(predicted[:, :, None], true_boxes[:, None], self.ignore_threshold), axis=-1
-        )
+        true_boxes = _true_boxes(encoded)[:, None]
+        return ops.any(box_geometry.overlaps(predicted[:, :, None], true_boxes, self.ignore_threshold), axis=-1)
+
+    def _suppression(self, logits, predicted, ignored_cell, encoded):
+        """Objectness of ignored cells, each by how much worse it is than the best that answers: [B, N]."""
+        overlap = box_geometry.iou(predicted[:, :, None], _true_boxes(encoded)[:, None])
+        own = ops.max(overlap, axis=-1, initial=0.0)
+        answering = ops.where(encoded.positive, self._overlap(predicted, encoded), 0.0)
+        best_of_object = ops.max(answering, axis=-1, initial=0.0)
+        best = ops.max(ops.where(overlap >= own[..., None], best_of_object[:, None], 0.0), axis=-1, initial=0.0)
+        weight = ops.where(ignored_cell, ops.stop_gradient(components.redundancy(own, best)), 0.0)
+        return weight * components.objectness(ops.where(ignored_cell, logits, 0.0), 0.0)
+
+    def _overlap(self, predicted, encoded):
+        """IoU of the box that each positive cell predicts with its object's: [B, M, 9], 1 for claims that lost."""
+        overlap = box_geometry.iou(targets.gather_cells(predicted, encoded.cell), encoded.boxes[:, :, None])
+        return ops.where(encoded.positive, overlap, 1.0)
 
     def _sums_over_claims(self, cells, quality, encoded, layout) -> dict:
         """Sums over the positive cells of each scale of the parts that only they have: name -> [S]."""
@@ -203,37 +237,39 @@ class MultiGridLoss:
         claimed_cells = targets.gather_cells(cells, encoded.cell)
         # select before the arithmetic: a NaN in a cell that answers for nothing must not reach the sums
         raw = self._split(ops.where(won[..., None], claimed_cells, 0.0))
+        offsets = cell_geometry.offset(raw.xy, self.offset_activation)
+        boxes, true_boxes = self._boxes(offsets, raw.wh, encoded, layout)
+        code = ops.concatenate([offsets, raw.wh], axis=-1)
+        true_code = ops.concatenate([encoded.offset, _like_nine(encoded.log_size, encoded.offset)], axis=-1)
         values = {
-            "localization": self._localization(raw, encoded, layout),
+            "localization": components.localization(self.localization, boxes, true_boxes, code, true_code),
             "object": components.objectness(raw.objectness, quality),
             "anchor": components.anchor(self.anchor, raw.anchor, _nine(encoded.anchor)),
             "classification": self._classification(raw.classes, encoded),
         }
+        if "consensus" in self.parts:
+            classes = (ops.softmax if self.classification == "softmax" else ops.sigmoid)(raw.classes)
+            values["consensus"] = components.consensus(boxes, true_boxes, ops.sigmoid(raw.objectness), classes, won)
         return {name: _by_scale_of_claims(value, encoded, layout) for name, value in values.items()}
 
-    def _localization(self, raw, encoded, layout):
-        offsets = cell_geometry.offset(raw.xy, self.offset_activation)
+    def _boxes(self, offsets, log_sizes, encoded, layout):
+        """What positive cells predict, against the matched anchor, and the true boxes; one unit box for the others."""
         cell_xy = ops.take(layout.xy, encoded.cell, axis=0)
         stride = ops.take(layout.stride, encoded.cell, axis=0)
         table = ops.reshape(ops.convert_to_tensor(self.anchors, "float32"), (-1, 2))
         matched = ops.take(table, encoded.scale * len(self.anchors[0]) + encoded.anchor, axis=0)
-        decoded = cell_geometry.cell_boxes(offsets, raw.wh, cell_xy, stride, matched[:, :, None])
+        decoded = cell_geometry.cell_boxes(offsets, log_sizes, cell_xy, stride, matched[:, :, None])
         true_boxes = ops.broadcast_to(encoded.boxes[:, :, None], ops.shape(decoded))
         unit = ops.convert_to_tensor([0.0, 0.0, 1.0, 1.0])
         won = encoded.positive[..., None]
-        code = ops.concatenate([offsets, raw.wh], axis=-1)
-        true_code = ops.concatenate([encoded.offset, _like_nine(encoded.log_size, encoded.offset)], axis=-1)
-        return components.localization(
-            self.localization, ops.where(won, decoded, unit), ops.where(won, true_boxes, unit), code, true_code
-        )
+        return ops.where(won, decoded, unit), ops.where(won, true_boxes, unit)
 
     def _quality(self, predicted, encoded):
         """What objectness should say: 1, or the IoU that the cell's box has at this moment."""
         if self.iou_power == 0.0 or self.iou_blend == 0.0:
             return ops.ones_like(encoded.offset[..., 0])
-        overlap = box_geometry.iou(targets.gather_cells(predicted, encoded.cell), encoded.boxes[:, :, None])
-        overlap = ops.where(encoded.positive, overlap, 1.0)
-        return ops.stop_gradient(1.0 - self.iou_blend + self.iou_blend * overlap**self.iou_power)
+        quality = self._overlap(predicted, encoded) ** self.iou_power
+        return ops.stop_gradient(1.0 - self.iou_blend + self.iou_blend * quality)
 
     def _classification(self, logits, encoded):
         index = ops.maximum(encoded.classes, 0)
@@ -280,6 +316,11 @@ def _by_scale_of_claims(values, encoded, layout):
     by_object = ops.sum(ops.where(encoded.positive, values, 0.0), axis=-1)
     # selected and not multiplied by 0 or 1: what is not finite at one scale stays there
     return ops.stack([ops.sum(ops.where(encoded.scale == row, by_object, 0.0)) for row in range(len(layout.strides))])
+
+
+def _true_boxes(encoded):
+    """[B, M, 4], zeros for padding."""
+    return ops.where((encoded.classes >= 0)[..., None], encoded.boxes, 0.0)
 
 
 def _nine(per_object):

@@ -7,12 +7,14 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from multigrid.config import LOSS_PARTS, ModelConfig, with_objectness
+from multigrid.config import LOSS_PARTS, OPTIONAL_LOSS_PARTS, ModelConfig, with_objectness
 from multigrid.models.darknet import darknet53
 from multigrid.models.head import STRIDES, detection_grids, grid_name
+from multigrid.replicas import normalizes_over_replicas, shared_out, sum_over_replicas
 
 DEFAULTS = ModelConfig()
 COUNT_NAMES = ("objects", "positives", "ignored")  # an image
+PART_NAMES = (*LOSS_PARTS, *OPTIONAL_LOSS_PARTS)
 
 
 @keras.saving.register_keras_serializable("multigrid")
@@ -75,6 +77,8 @@ class MultiGridDetector(keras.Model):
         self.objectness_prior = objectness_prior
         self.backbone = backbone
         self.criterion = criterion
+        self._synchronize()
+        self.drops_non_finite = False  # see `LossParts.update_state`; to be set before the first batch
         self.parts_tracker = LossParts(STRIDES)
         for stride in STRIDES:
             self.get_layer(grid_name(stride)).bias.assign(self.initial_bias())
@@ -87,7 +91,10 @@ class MultiGridDetector(keras.Model):
     @property
     def prefers_xla(self) -> bool:
         """Whether XLA pays here: on the CPU it makes the Darknet53 step 2.2 times slower than plain TensorFlow."""
-        return keras.backend.backend() != "tensorflow" or bool(keras.distribution.list_devices("gpu"))
+        if keras.backend.backend() != "tensorflow":
+            return True
+        replicated = getattr(self, "_distribute_strategy", None) is not None  # XLA compiles for one device
+        return bool(keras.distribution.list_devices("gpu")) and not replicated
 
     def call(self, inputs, training=None, mask=None):
         """Raw grids of uint8 images; see the class."""
@@ -97,7 +104,18 @@ class MultiGridDetector(keras.Model):
         sides = [side for side in inputs.shape[1:3] if side is not None]
         if any(side % STRIDES[0] for side in sides):
             raise ValueError(f"images: expected sides that are multiples of {STRIDES[0]}, received {inputs.shape}")
-        return super().call(inputs, training=training, mask=mask)
+        if not training:
+            return super().call(inputs, training=training, mask=mask)
+        (inputs,) = shared_out([inputs])
+        statistics = self._moving_statistics()
+        before = [ops.copy(variable) for variable in statistics]
+        outputs = super().call(inputs, training=training, mask=mask)
+        if statistics:
+            after = [ops.copy(variable) for variable in statistics]
+            finite = _all_finite([*outputs, ops.concatenate(after)])
+            for variable, old, new in zip(statistics, before, after, strict=True):
+                variable.assign(ops.where(finite, new, old))
+        return outputs
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The total loss of a batch; its parts go to the metrics. Keras calls it in `fit` and in `evaluate`.
@@ -110,8 +128,8 @@ class MultiGridDetector(keras.Model):
                 "sample_weight: expected none (class weights belong to the loss: MultiGridLoss(class_weights=...)), "
                 "received some"
             )
-        breakdown = self._breakdown(y, y_pred, self.losses)
-        self.parts_tracker.update_state(breakdown)
+        breakdown = self._breakdown(y, shared_out(y_pred), self.losses)
+        self.parts_tracker.update_state(breakdown, self.drops_non_finite)
         return breakdown.total
 
     def loss_breakdown(self, images, targets, training: bool = False):
@@ -136,7 +154,7 @@ class MultiGridDetector(keras.Model):
         names = ("anchors", "num_classes", "width", "depth", "neck", "offset_activation", "class_activation")
         config = {name: getattr(self, name) for name in (*names, "objectness_prior", "name")}
         config["dtype"] = self.dtype_policy.name
-        config["backbone"] = keras.saving.serialize_keras_object(self.backbone)
+        config["backbone"] = self._backbone_config()
         config["criterion"] = self.criterion and keras.saving.serialize_keras_object(self.criterion)
         return config
 
@@ -150,6 +168,32 @@ class MultiGridDetector(keras.Model):
         with _dtype_policy(config.get("dtype")):  # Keras stores none for a model within
             return cls(**{**config, "backbone": part("backbone"), "criterion": part("criterion")})
 
+    def _normalizations(self) -> list:
+        """All BatchNorm layers."""
+        layers_within = self._flatten_layers(include_self=False)
+        return [layer for layer in layers_within if isinstance(layer, layers.BatchNormalization)]
+
+    def _synchronize(self) -> None:
+        """Under a strategy with several replicas BatchNorm looks at the images of all of them."""
+        found = self._normalizations() if normalizes_over_replicas() else []
+        self._synchronized = [layer for layer in found if not layer.synchronized]
+        for layer in self._synchronized:
+            layer.synchronized = True
+
+    def _backbone_config(self) -> dict:
+        """The backbone's, as it was before `_synchronize`: a saved detector is to load on one device, and on JAX."""
+        for layer in self._synchronized:
+            layer.synchronized = False
+        try:
+            return keras.saving.serialize_keras_object(self.backbone)
+        finally:
+            for layer in self._synchronized:
+                layer.synchronized = True
+
+    def _moving_statistics(self) -> list:
+        """The variables that a training step moves without a gradient: those of BatchNorm that is not frozen."""
+        return [v for layer in self._normalizations() if layer.trainable for v in layer.non_trainable_variables]
+
     def _breakdown(self, y, y_pred, losses):
         """The criterion's breakdown; with what layers add of their own, such as the regularizers of a backbone."""
         if self.criterion is None:
@@ -157,7 +201,8 @@ class MultiGridDetector(keras.Model):
         breakdown = self.criterion.breakdown(self.criterion.encode(y, y_pred), y_pred)
         if not losses:
             return breakdown
-        added = sum(ops.cast(loss, "float32") for loss in losses)
+        # of the weights, which all replicas share: the replicas' shares add up to them
+        added = sum(ops.cast(loss, "float32") for loss in losses) / breakdown.replicas
         return breakdown._replace(total=breakdown.total + added, regularization=added)
 
     def initial_bias(self) -> np.ndarray:
@@ -179,41 +224,77 @@ class LossParts(keras.metrics.Metric):
     def __init__(self, strides, name: str = "loss_parts"):
         super().__init__(name=name)
         self.strides = tuple(strides)
-        shape = (len(LOSS_PARTS), len(self.strides))
+        shape = (len(PART_NAMES), len(self.strides))
         self.sums = self.add_variable(shape, "zeros", name="sums")
         self.counts = self.add_variable((len(COUNT_NAMES), len(self.strides)), "zeros", name="counts")
         self.images = self.add_variable((), "zeros", name="images")
         self.regularization = self.add_variable((), "zeros", name="regularization")
-        self.regularized = False  # whether there is any is known when the model first runs
+        self.totals = self.add_variable((), "zeros", name="totals")
+        self.dropped = self.add_variable((), "zeros", name="dropped")
+        # what of these there is, is known when the model first runs
+        self.parts, self.regularized, self.drops, self.replicated = tuple(LOSS_PARTS), False, False, False
 
-    def update_state(self, breakdown):
-        """Adds a batch's `LossBreakdown`."""
-        images = breakdown.counts["images"][0]
-        parts = ops.stack([breakdown.parts[name] for name in LOSS_PARTS])
-        self.sums.assign_add(ops.stop_gradient(parts) * images)
-        self.counts.assign_add(ops.stack([breakdown.counts[name] for name in COUNT_NAMES]))
-        self.images.assign_add(images)
+    def update_state(self, breakdown, drop_non_finite: bool = False):
+        """Adds a batch's `LossBreakdown`.
+
+        Args:
+            breakdown: of this replica's images; replicas keep a state each, and Keras adds these up.
+            drop_non_finite: leave a batch whose total is not finite out of everything, and count it.
+        """
+        self.parts = tuple(name for name in PART_NAMES if name in breakdown.parts)
         self.regularized = breakdown.regularization is not None
+        self.drops, self.replicated = drop_non_finite, breakdown.replicas > 1
+        kept = _all_finite([breakdown.total]) if drop_non_finite else True
+        images = breakdown.counts["images"][0]
+        nothing = ops.zeros(len(self.strides))
+        parts = ops.stack([breakdown.parts.get(name, nothing) for name in PART_NAMES])
+        counts = ops.stack([breakdown.counts[name] for name in COUNT_NAMES])
+        _add(self.sums, parts * images, kept)
+        _add(self.totals, breakdown.total * images, kept)
         if self.regularized:
-            self.regularization.assign_add(ops.stop_gradient(breakdown.regularization) * images)
+            _add(self.regularization, breakdown.regularization * images, kept)
+        # counts are those of all replicas
+        _add(self.counts, counts / breakdown.replicas, kept)
+        _add(self.images, images / breakdown.replicas, kept)
+        if drop_non_finite:
+            self.dropped.assign_add(ops.where(kept, 0.0, 1.0 / breakdown.replicas))
 
     def result(self) -> dict:
         """{"localization_loss", "object_loss", …, "objectness_loss", "<part>_loss_<stride>", …, "positives"}.
 
-        And "regularization_loss", where layers of the model have losses of their own.
+        And "regularization_loss", where layers of the model have losses of their own; "dropped_batches", where some may
+        be dropped; and "loss", where Keras' own mean of the totals would be wrong: it keeps what is dropped, and takes
+        replicas for equally large. Means of which all was dropped are NaN.
         """
         images = ops.maximum(self.images, 1.0)
+        if self.drops:
+            images = ops.where((self.images == 0.0) & (self.dropped > 0.0), math.nan, images)
         means, counts = self.sums / images, self.counts / images
-        totals = ops.sum(means, axis=-1)
-        by_part = with_objectness({name: totals[row] for row, name in enumerate(LOSS_PARTS)})
-        logs = {f"{name}_loss": total for name, total in by_part.items()}
+        by_scale = {name: means[row] for row, name in enumerate(PART_NAMES) if name in self.parts}
+        by_part = with_objectness({name: ops.sum(values) for name, values in by_scale.items()})
+        logs = {"loss": self.totals / images} if self.drops or self.replicated else {}
+        logs |= {f"{name}_loss": total for name, total in by_part.items()}
         if self.regularized:
             logs["regularization_loss"] = self.regularization / images
-        for row, name in enumerate(LOSS_PARTS):
-            for column, stride in enumerate(self.strides):
-                logs[f"{name}_loss_{stride}"] = means[row, column]
+        for name, values in by_scale.items():
+            logs |= {f"{name}_loss_{stride}": values[column] for column, stride in enumerate(self.strides)}
         logs |= {name: ops.sum(counts[row]) for row, name in enumerate(COUNT_NAMES)}
+        if self.drops:
+            logs["dropped_batches"] = ops.convert_to_tensor(self.dropped)
         return logs
+
+
+def _add(variable, value, kept) -> None:
+    """Adds to a variable, unless a batch is dropped: what is not finite is left, not multiplied by 0."""
+    value = ops.stop_gradient(value)
+    variable.assign_add(value if kept is True else ops.where(kept, value, 0.0))
+
+
+def _all_finite(tensors):
+    """Whether all are, on all replicas: a scalar bool."""
+    finite = ops.all(ops.stack([ops.all(ops.isfinite(tensor)) for tensor in tensors]))
+    (not_finite,) = sum_over_replicas([ops.cast(~finite, "float32")])
+    return not_finite == 0.0
 
 
 def _check_criterion(criterion, anchors, num_classes, offset_activation, class_activation) -> None:

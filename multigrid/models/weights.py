@@ -1,171 +1,255 @@
-"""Weights in and out of files. A load is whole or an error: nothing is left at random without a word."""
+"""Weights in and out of files. Nothing is loaded without a ledger, and nothing left at random without a word."""
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import pathlib
-import tempfile
-import warnings
 import zipfile
+from collections.abc import Iterator
 
 import h5py
 import keras
 import numpy as np
 
 from multigrid.errors import InputError
+from multigrid.models.darknet_file import is_darknet, read_darknet, write_darknet
+from multigrid.models.hdf5_file import ANCHORS, read_archive, read_hdf5, write_keras_2
+from multigrid.models.ledger import BatchNorms, Entry, Ledger, parameter_share, percent, tensor_share
+from multigrid.models.matching import Match, ModelLayer, best_match, model_layers, without_class_channels
+from multigrid.models.stored import StoredFile
 from multigrid.report import replacing
 
-_UNREADABLE = (ValueError, KeyError, OSError, RuntimeError, zipfile.BadZipFile)  # by Keras, h5py and zipfile
+REQUIRED = ("all", "backbone")
+ENDINGS = (".keras", ".h5", ".weights")
+
+log = logging.getLogger(__name__)
+
+
+def load_weights(model: keras.Model, path, *, required: str | float = "all", allow_partial: bool = False) -> Ledger:
+    """Reads weights into a model, all that is required or none; the format is found from the file's content.
+
+    Args:
+        model: a built `keras.Model`.
+        path: of a Darknet binary, an HDF5 file of Keras 2 or 3, or a `.keras` archive, of this model, of a larger one
+            that holds it, or of its backbone.
+        required: "all": every tensor must come from the file; "backbone": every tensor of the backbone; or the share of
+            the model's parameters, from 0 to 1.
+        allow_partial: whether less will do, as long as one tensor fits.
+
+    Returns:
+        The `Ledger`: what came of every tensor.
+
+    Raises:
+        InputError: no such file, a damaged one, an unknown format, numbers that are not finite or variances below 0, or
+            less than is required; the model is as it was.
+        ValueError: another word for `required`.
+    """
+    if required not in REQUIRED and not (isinstance(required, (int, float)) and 0 <= required <= 1):
+        raise ValueError(f"required: expected 'all', 'backbone' or a number from 0 to 1, received {required!r}")
+    layers = model_layers(model)
+    stored = read_stored(path, layers)
+    match = best_match(layers, stored)
+    first_class, anchors = _grid_channels(model)
+    values, entries = {}, []
+    for key, layer, variable in _variables(layers):
+        entry, value = _settle(match, key, layer, variable, first_class, stored.anchors in (None, anchors))
+        entries.append(entry)
+        if value is not None:
+            values[key] = value
+    entries += [Entry("unexpected", place, "", None, value.shape) for place, value in match.unexpected]
+    norms = _batch_norms(layers, values)
+    notes = (*stored.notes, *_notes(entries, stored, anchors))
+    ledger = Ledger(str(path), model.name, stored.format, match.strategy, tuple(entries), norms, notes)
+    _check(ledger, required, allow_partial)
+    for key, _, variable in _variables(layers):
+        if key in values:
+            variable.assign(values[key])
+    log.info("%s", ledger.describe())
+    return ledger
+
+
+def read_stored(path, layers: list[ModelLayer] | None = None) -> StoredFile:
+    """A weight file as data, every number in it finite.
+
+    Args:
+        path: of the file.
+        layers: of the model that a Darknet file is read for; no other format needs them.
+
+    Raises:
+        InputError: as `load_weights`, or a Darknet file without layers.
+    """
+    check_weights_file(path)
+    path = pathlib.Path(path)
+    if zipfile.is_zipfile(path):
+        stored = read_archive(path)
+    elif h5py.is_hdf5(path):
+        stored = read_hdf5(path)
+    elif is_darknet(path):
+        if layers is None:
+            raise InputError(f"{path}: expected a model to read a Darknet file for, received none")
+        stored = read_darknet(path, layers)
+    else:
+        raise InputError(
+            f"{path}: expected an HDF5 (.h5, .weights.h5), .keras or Darknet (.weights) file, received another format"
+        )
+    stored.check_finite(path)
+    return stored
+
+
+def check_weights_file(path) -> None:
+    """Sees that there is a file.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"{path}: expected a weights file, received no file of this name")
+
+
+def _variables(layers: list[ModelLayer]) -> Iterator[tuple]:
+    """((index of the layer, role), layer, variable) of every variable, in order."""
+    for index, layer in enumerate(layers):
+        for role, variable in layer.tensors.items():
+            yield (index, role), layer, variable
+
+
+def _settle(match: Match, key, layer, variable, first_class, same_anchors: bool) -> tuple[Entry, np.ndarray | None]:
+    """What becomes of one variable: its entry, and its new value if it gets one."""
+    place, value = match.fitting.get(key) or match.misfits.get(key) or (None, None)
+    received = None if value is None else value.shape
+    name, shape = f"{layer.name}/{key[1]}", tuple(variable.shape)
+
+    def entry(kind: str, parameters: int = 0) -> Entry:
+        return Entry(kind, name, layer.block, shape, received, parameters, place)
+
+    if value is None:
+        return entry("missing"), None
+    is_grid = first_class is not None and layer.block.startswith("grid_")
+    if is_grid and not same_anchors:
+        return entry("misshapen"), None
+    if key in match.fitting:
+        return entry("loaded", value.size), value
+    merged = without_class_channels(variable, value, first_class) if is_grid else None
+    if merged is None:
+        return entry("misshapen"), None
+    return entry("partial", value.size // value.shape[-1] * first_class), merged
+
+
+def _grid_channels(model) -> tuple[int | None, int | None]:
+    """Where the class channels of the grids begin, and A; (None, None) of a model that is no detector."""
+    anchors = getattr(model, "anchors", None)
+    return (None, None) if anchors is None else (5 + len(anchors[0]), len(anchors[0]))
+
+
+def _batch_norms(layers: list[ModelLayer], values: dict) -> BatchNorms:
+    by_role = {"moving_mean": [], "moving_variance": []}
+    for (_, role), value in values.items():
+        if role in by_role:
+            by_role[role].append(value)
+    return BatchNorms.of(by_role["moving_mean"], by_role["moving_variance"])
+
+
+def _notes(entries: list[Entry], stored: StoredFile, anchors: int | None) -> list[str]:
+    notes = []
+    if stored.anchors not in (None, anchors) and anchors is not None:
+        notes.append(f"its grids are made for {stored.anchors} anchors a scale, those of the model for {anchors}")
+    partial = [entry for entry in entries if entry.kind == "partial"]
+    if partial:
+        first = 5 + anchors
+        theirs, ours = partial[0].received[-1] - first, partial[0].expected[-1] - first
+        notes.append(
+            f"the file is for {theirs} classes, the model for {ours}: the class channels of its grids do not fit"
+        )
+    return notes
+
+
+def _check(ledger: Ledger, required, allow_partial: bool) -> None:
+    """Sees that a load brings what is asked for, and statistics that can be.
+
+    Raises:
+        InputError: it does not.
+    """
+    found = [entry for entry in ledger.wanted if entry.kind in ("loaded", "partial")]
+    if not found or not (allow_partial or _is_enough(ledger, required)):
+        wanted = f"the {len(ledger.wanted)} tensors of {ledger.model!r}"
+        if required == "backbone":
+            wanted = f"the {len(ledger.backbone)} tensors of the backbone of {ledger.model!r}"
+        elif required != "all":
+            wanted = f"{100 * required:.4g} % of the parameters of {ledger.model!r}"
+        entries = ledger.backbone if required == "backbone" else ledger.wanted
+        fitting = sum(entry.kind == "loaded" for entry in entries)
+        share = percent(parameter_share(entries))
+        raise InputError(
+            f"{ledger.path}: expected {wanted}, received {fitting} that fit ({share} of the parameters; "
+            f"{ledger.format}, matched {ledger.strategy}); {'; '.join((ledger.complaint(), *ledger.notes))}"
+        )
+    if ledger.norms.layers and ledger.norms.smallest < 0:
+        raise InputError(
+            f"{ledger.path}: expected variances of BatchNorm from 0 up, received {ledger.norms.smallest:.4g}: "
+            "the file is not what it was read as"
+        )
+
+
+def _is_enough(ledger: Ledger, required) -> bool:
+    if required == "all":
+        return tensor_share(ledger.wanted) == 1
+    if required == "backbone":
+        return tensor_share(ledger.backbone) == 1
+    return ledger.parameter_share >= required
+
+
+# --- weights out
 
 
 def save_weights(model: keras.Model, path) -> None:
-    """Writes all weights of a model; the file appears whole or not at all.
+    """Writes the weights of a model; the file appears whole or not at all.
 
     Args:
         model: any built `keras.Model`.
-        path: "….weights.h5" (Keras 3 weights), "….keras" (the whole model) or another "….h5" (the layout of Keras 2,
-            <layer>/<layer>/<variable>:0, which many tools read).
+        path: "….weights.h5" (Keras 3 weights), "….keras" (the whole model), another "….h5" (the layout of Keras 2,
+            <layer>/<layer>/<variable>:0, which many tools read), or "….weights" (Darknet's, of the backbone alone; what
+            is left out is logged).
 
     Raises:
-        InputError: another suffix.
+        InputError: another ending, or a backbone that Darknet's format cannot hold.
     """
     check_weights_name(path)
     path = pathlib.Path(path)
     with replacing(path) as temporary:
-        if path.name.endswith(".weights.h5"):
-            model.save_weights(temporary)
+        if path.suffix == ".weights":
+            _write_backbone(model, temporary, path)
         elif path.suffix == ".keras":
             model.save(temporary)
         else:
-            _write_legacy(model, temporary)
+            if path.name.endswith(".weights.h5"):
+                model.save_weights(temporary)
+            else:
+                write_keras_2(temporary, model_layers(model))
+            _, anchors = _grid_channels(model)
+            if anchors is not None:
+                with h5py.File(temporary, "a") as file:
+                    file.attrs[ANCHORS] = anchors
 
 
 def check_weights_name(path) -> None:
     """Sees that a file's name says a format of weights.
 
     Raises:
-        InputError: another suffix.
+        InputError: another ending.
     """
-    if pathlib.Path(path).suffix not in (".keras", ".h5"):
-        raise InputError(f"{path}: expected a name ending in .weights.h5, .keras or .h5")
+    if pathlib.Path(path).suffix not in ENDINGS:
+        raise InputError(
+            f"{path}: expected a name ending in .weights.h5, .keras or .h5, or in .weights for Darknet's format"
+        )
 
 
-def load_weights(model: keras.Model, path) -> None:
-    """Reads all weights of a model; the format is found from the file's content.
-
-    Args:
-        model: a built `keras.Model`; a file of a larger model that holds all its layers will do (`.h5` of Keras 2).
-        path: of the file.
-
-    Raises:
-        InputError: no such file, a damaged one, an unknown format, or a weight that is missing or has another shape;
-            the model is as it was.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: expected a weights file, received no file of this name")
-    if zipfile.is_zipfile(path):
-        _load_with_keras(model, path, ".keras")
-    elif not h5py.is_hdf5(path):
-        raise InputError(f"{path}: expected an HDF5 (.h5, .weights.h5) or .keras file, received another format")
-    elif _is_legacy(path):
-        _load_legacy(model, path)
-    else:
-        _load_with_keras(model, path, ".weights.h5")
-
-
-def _load_with_keras(model, path, suffix):
-    """Keras goes by the suffix: let it see the right one. It assigns what fits before it fails: take that back."""
-    before = [(variable, keras.ops.convert_to_numpy(variable)) for variable in _state(model)]
-    with tempfile.TemporaryDirectory() as folder:
-        link = pathlib.Path(folder) / f"weights{suffix}"
-        link.symlink_to(path.resolve())
-        try:
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always")
-                model.load_weights(link)
-        except _UNREADABLE as error:  # which says what was said and more
-            for variable, value in before:
-                variable.assign(value)
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"{path}: expected the weights of {model.name!r}, received others: {reason}") from error
-    for warning in said:
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-
-
-def _state(model) -> list:
-    """Everything that Keras may read from a file."""
-    optimizer = getattr(model, "optimizer", None)
-    return [*model.variables, *model.metrics_variables, *(optimizer.variables if optimizer else ())]
-
-
-def _is_legacy(path) -> bool:
-    with _opened(path) as file:
-        return "layer_names" in file.attrs or "model_weights" in file
-
-
-@contextlib.contextmanager
-def _opened(path):
+def _write_backbone(model, temporary, path) -> None:
+    layers = model_layers(model)
     try:
-        with h5py.File(path) as file:
-            yield file
-    except _UNREADABLE as error:
-        raise InputError(f"{path}: expected a whole HDF5 file, received a damaged one: {error}") from error
-
-
-def _write_legacy(model, path):
-    layers = [layer for layer in model._flatten_layers(include_self=False) if _own_variables(layer)]
-    with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = np.array([layer.name.encode() for layer in layers])
-        for layer in layers:
-            group = file.create_group(layer.name)
-            names = [f"{layer.name}/{variable.name}:0" for variable in _own_variables(layer)]
-            group.attrs["weight_names"] = np.array([name.encode() for name in names])
-            for name, variable in zip(names, _own_variables(layer), strict=True):
-                group[name] = keras.ops.convert_to_numpy(variable)
-
-
-def _load_legacy(model, path):
-    stored = _stored_tensors(path)
-    wanted = {
-        f"{layer.name}/{variable.name}": variable
-        for layer in model._flatten_layers(include_self=False)
-        for variable in _own_variables(layer)
-    }
-    missing = [name for name in wanted if name not in stored]
-    misshapen = [name for name in wanted if name in stored and stored[name].shape != tuple(wanted[name].shape)]
-    if missing or misshapen:
-        raise InputError(_mismatch(path, model, wanted, stored, missing, misshapen))
-    for name, variable in wanted.items():
-        variable.assign(stored[name])
-
-
-def _stored_tensors(path) -> dict:
-    """Every tensor of a Keras 2 file, as "<layer>/<variable>", whatever it is nested in."""
-    stored = {}
-
-    def visit(name, item):
-        if isinstance(item, h5py.Dataset):
-            layer, variable = name.split("/")[-2:]
-            stored[f"{layer}/{variable.split(':')[0]}"] = np.asarray(item)
-
-    with _opened(path) as file:
-        file.get("model_weights", file).visititems(visit)
-    return stored
-
-
-def _mismatch(path, model, wanted, stored, missing, misshapen) -> str:
-    found = len(wanted) - len(missing) - len(misshapen)
-    text = f"{path}: expected the {len(wanted)} tensors of {model.name!r}, received {found} that fit"
-    if missing:
-        text += f"; {len(missing)} missing, first {missing[0]}"
-    if misshapen:
-        name = misshapen[0]
-        text += f"; {len(misshapen)} of another shape, first {name}: expected {tuple(wanted[name].shape)}"
-        text += f", received {stored[name].shape}"
-    return text
-
-
-def _own_variables(layer) -> list:
-    """The variables that a layer owns itself; a nested model owns none."""
-    return [] if isinstance(layer, keras.Model) else list(layer.variables)
+        write_darknet(temporary, layers)
+    except InputError as error:
+        raise InputError(str(error).replace(str(temporary), str(path), 1)) from None
+    others = [layer for layer in layers if layer.block.startswith(("neck_", "head_", "grid_"))]
+    if others:
+        count = sum(len(layer.tensors) for layer in others)
+        log.warning("%s: Darknet's format takes the backbone; %d tensors of neck and head are not in it", path, count)

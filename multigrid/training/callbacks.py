@@ -9,10 +9,7 @@ import keras
 import numpy as np
 
 from multigrid import report
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss is no longer a number; the message names the part, the step and the images."""
+from multigrid.training.optimizers import MeasuredGradients
 
 
 class DataEpoch(keras.callbacks.Callback):
@@ -31,55 +28,46 @@ class DataEpoch(keras.callbacks.Callback):
             self.data.epoch = epoch
 
 
-class StopOnNonFinite(keras.callbacks.Callback):
-    """Stops at the first step whose loss is NaN or infinite, and says what it was.
-
-    Args:
-        generator: the training data, asked for the image files of the batch.
-    """
-
-    def __init__(self, generator):
-        super().__init__()
-        self.generator = generator
-        self.epoch = 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        # logs are means over the epoch so far: the first value that is not finite shows at its own step
-        wrong = [name for name, value in (logs or {}).items() if not np.all(np.isfinite(value))]
-        if wrong:
-            parts = [name for name in wrong if name != "loss"] or wrong
-            files = ", ".join(self.generator.files(batch)) if hasattr(self.generator, "files") else "unknown"
-            raise NonFiniteLossError(
-                f"epoch {self.epoch + 1}, step {batch + 1}: {', '.join(parts)} became {logs[parts[0]]}; "
-                f"the batch shows {files}"
-            )
-
-
 class OptimizerFigures(keras.callbacks.Callback):
-    """Adds learning_rate, grad_norm (mean over the epoch's steps, before clipping) and seconds to the logs.
+    """Adds learning_rate, grad_norm (mean over the epoch's updates, before clipping) and seconds to the logs.
 
-    The norm is NaN with an optimizer that does not keep it, see `optimizers.MeasuredGradients`.
+    With an optimizer that knows the blocks of the network, see `optimizers.MeasuredGradients`, also grad_norm/<block>
+    of each, NaN where it is frozen, and learning_rate/<block> of those whose multiplier is not 1. With an optimizer
+    that keeps no norms grad_norm is NaN.
     """
 
     def on_epoch_begin(self, epoch, logs=None):
         self.began = time.perf_counter()
-        self.before = self._counters()
+        self.before = self._norm_sums()
 
     def on_epoch_end(self, epoch, logs=None):
-        norm_sum, steps = self._counters()
-        logs["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        logs["grad_norm"] = (norm_sum - self.before[0]) / max(1, steps - self.before[1])
+        optimizer, rate = self._optimizer(), float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        logs["learning_rate"], logs["grad_norm"] = rate, math.nan
+        if isinstance(optimizer, MeasuredGradients):
+            multipliers = optimizer.block_multipliers.items()
+            logs.update({f"learning_rate/{block}": rate * factor for block, factor in multipliers if factor != 1.0})
+            logs.update(self._grad_norms(optimizer))
         logs["seconds"] = time.perf_counter() - self.began
 
-    def _counters(self):
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+    def _grad_norms(self, optimizer) -> dict:
+        updates, *sums = [now - before for now, before in zip(self._norm_sums(), self.before, strict=True)]
+        norm, *norms = [total / updates if updates else math.nan for total in sums]
+        by_block = {f"grad_norm/{block}": value for block, value in zip(optimizer.blocks, norms, strict=True)}
+        frozen = [f"grad_norm/{block}" for block in optimizer.blocks if block not in optimizer.block_of]
+        return {"grad_norm": norm} | by_block | dict.fromkeys(frozen, math.nan)
+
+    def _norm_sums(self) -> list[float] | None:
+        """The updates so far, the sum of their norms, and that of each block."""
+        optimizer = self._optimizer()
+        if not isinstance(optimizer, MeasuredGradients):
+            return None
         if not optimizer.built:  # before the first step
-            return 0.0, 0
-        total = getattr(optimizer, "gradient_norm_sum", None)
-        return (math.nan if total is None else float(total.numpy())), int(optimizer.iterations.numpy())
+            return [0.0] * (2 + len(optimizer.blocks))
+        kept = (optimizer.measured_updates, optimizer.gradient_norm_sum, optimizer.gradient_norm_sums)
+        return [float(number) for values in kept for number in np.ravel(keras.ops.convert_to_numpy(values))]
+
+    def _optimizer(self):
+        return getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
 
 
 class ValidationMetrics(keras.callbacks.Callback):
@@ -87,35 +75,43 @@ class ValidationMetrics(keras.callbacks.Callback):
 
     Args:
         evaluate: called without arguments, returns the metrics.
-        every: epochs from one measurement to the next, beginning with the first; the last is always measured.
+        every: epochs from one measurement to the next; the last is always measured.
+        first_epoch: the one that measurements begin with.
     """
 
-    def __init__(self, evaluate, every: int = 1):
+    def __init__(self, evaluate, every: int = 1, first_epoch: int = 0):
         super().__init__()
-        self.evaluate, self.every = evaluate, every
+        self.evaluate, self.every, self.first_epoch = evaluate, every, first_epoch
 
     def on_epoch_end(self, epoch, logs=None):
         # the first epoch is due: Keras takes the first value it sees for the best, and nothing is better than NaN
-        due = epoch % self.every == 0 or epoch + 1 == self.params["epochs"]
+        due = (epoch - self.first_epoch) % self.every == 0 or epoch + 1 == self.params["epochs"]
         metrics = self.evaluate() if due else {}
         for name in ("mAP50", "mAP"):
             logs[f"val_{name}"] = metrics.get(name, math.nan)
 
 
 class EpochLines(keras.callbacks.Callback):
-    """A progress bar an epoch and, when it ends, one line of its figures."""
+    """A progress bar an epoch and, when it ends, one line of its figures.
 
-    SHOWN = ("loss", "localization_loss", "objectness_loss", "anchor_loss", "classification_loss", "val_loss")
+    Args:
+        epochs: of the whole training; those of `fit` if None.
+    """
 
-    def __init__(self):
+    # the optional parts of the loss stand where there are any
+    SHOWN = ("loss", "localization_loss", "objectness_loss", "anchor_loss", "classification_loss")
+    SHOWN += ("consensus_loss", "suppression_loss", "val_loss")
+
+    def __init__(self, epochs: int | None = None):
         super().__init__()
+        self.epochs = epochs
         self.display = None
 
     def on_train_begin(self, logs=None):
         self.display = report.StepProgress(self.params["steps"])
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.display.start(f"epoch {epoch + 1}/{self.params['epochs']}")
+        self.display.start(f"epoch {epoch + 1}/{self.epochs or self.params['epochs']}")
 
     def on_train_batch_end(self, batch, logs=None):
         self.display.advance(f"loss {logs['loss']:.3f}")
@@ -125,7 +121,7 @@ class EpochLines(keras.callbacks.Callback):
         # NaN where this epoch was not measured
         measured = [name for name in ("val_mAP50", "val_mAP") if not math.isnan(logs.get(name, math.nan))]
         figures += [f"{name} {logs[name]:.3f}" for name in measured]
-        self.display.finish(f"epoch {epoch + 1}/{self.params['epochs']}  " + "  ".join(figures))
+        self.display.finish(f"epoch {epoch + 1}/{self.epochs or self.params['epochs']}  " + "  ".join(figures))
 
     def on_train_end(self, logs=None):
         self.stop()

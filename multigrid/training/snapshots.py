@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from keras import ops
 
@@ -44,16 +45,46 @@ def save_predictions(path, predictor, samples) -> None:
         predictor: a `Predictor`.
         samples: labelled images.
     """
-    chosen = [samples[index] for index in np.unique(np.linspace(0, len(samples) - 1, MOST).astype(int))]
+    save_image(path, prediction_sheet(predictor, spread(samples)))
+
+
+def spread(samples) -> list:
+    """As many samples as a sheet has places for, spread evenly from the first to the last."""
+    return [samples[index] for index in np.unique(np.linspace(0, len(samples) - 1, MOST).astype(int))]
+
+
+def prediction_sheet(predictor, samples, longest_side: int | None = None) -> np.ndarray:
+    """Truth (left) beside predictions (right) for each sample.
+
+    Args:
+        predictor: a `Predictor`.
+        samples: labelled images.
+        longest_side: larger images are shrunk to this many pixels; None leaves them.
+
+    Returns:
+        uint8 RGB [height, width, 3].
+    """
     drawn, captions = [], []
-    for sample, found in zip(chosen, predictor.stream(sample.path for sample in chosen), strict=True):
-        image = read_image(sample.path)
+    for sample, found in zip(samples, predictor.stream(sample.path for sample in samples), strict=True):
+        image, scale = _shrunk(read_image(sample.path), longest_side)
         names = [predictor.class_names[index] for index in sample.classes]
-        drawn.append(draw_boxes(image, sample.boxes, names, [class_colour(index) for index in sample.classes]))
+        colours = [class_colour(index) for index in sample.classes]
+        drawn.append(draw_boxes(image, sample.boxes * scale, names, colours))
         labels = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
-        drawn.append(draw_boxes(image, found.boxes, labels, [class_colour(index) for index in found.class_ids]))
+        drawn.append(draw_boxes(image, found.boxes * scale, labels, [class_colour(index) for index in found.class_ids]))
         captions += ["truth", "predicted"]
-    save_image(path, contact_sheet(drawn, COLUMNS, captions))
+    return contact_sheet(drawn, COLUMNS, captions)
+
+
+def _shrunk(image: np.ndarray, longest_side: int | None) -> tuple:
+    """The image, and the (x, y, x, y) factors that take its boxes along."""
+    height, width = image.shape[:2]
+    if longest_side is None or max(height, width) <= longest_side:
+        return image, np.ones(4, "float32")
+    factor = longest_side / max(height, width)
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    shrunk = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return shrunk, np.array([size[0] / width, size[1] / height] * 2, "float32")
 
 
 def _answering_cells(images, truth, detector) -> list:

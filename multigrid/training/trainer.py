@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 import pathlib
+import tempfile
 
 import keras
 import numpy as np
 
 from multigrid import assembly, report
-from multigrid.config import Config
+from multigrid.config import Config, ConfigLoader
 from multigrid.errors import InputError
 from multigrid.evaluation.run import evaluate
 from multigrid.geometry.anchors import write_anchors
+from multigrid.models.blocks import blocks_of
 from multigrid.models.weights import load_weights
 from multigrid.training import callbacks as watch
 from multigrid.training import snapshots
-from multigrid.training.optimizers import configured_optimizer
+from multigrid.training.callback_list import build_callbacks, check_callbacks
+from multigrid.training.checkpoints import TrainingInterrupted
+from multigrid.training.course import Course, begin_stage
+from multigrid.training.devices import building
+from multigrid.training.freezing import WhatMoves
+from multigrid.training.guard import NonFiniteGuard
+from multigrid.training.optimizers import configured_warmup
+from multigrid.training.processes import (
+    AgreedFigures,
+    by_first,
+    check_same_batch,
+    first_process_first,
+    gathered,
+    is_first,
+    process_count,
+)
+from multigrid.training.run_state import newest_state
+from multigrid.training.stages import Stage, plan_stages
+from multigrid.training.stopping import StopSignals, TimeBudget
+from multigrid.training.tracking import GroupedTensorBoard, PredictionPictures
+from multigrid.training.weight_files import WeightFiles
 
 RUNS = "runs"  # in the working directory
+
+logger = logging.getLogger(__name__)
 
 
 class MultiGridTrainer:
@@ -39,6 +65,9 @@ class MultiGridTrainer:
         vocabulary: class names and anchors, after `build_data`.
         samples: {"train": […], "val": […]}, after `build_data`.
         run_dir: the run folder, after `train`.
+        ledgers: what came of the tensors of each weights file, after `build_model`.
+        stages: what is trained when, after `build_model`.
+        stopped_by: the signal that ended `train`, and where; None where none did.
     """
 
     def __init__(self, config: Config, *, name="train", detector=None, train_data=None, val_data=None, callbacks=()):
@@ -48,6 +77,35 @@ class MultiGridTrainer:
         self.vocabulary = None
         self.samples = {}
         self.run_dir = None
+        self.ledgers = []
+        self.stages, self.keeps_compilation = None, False
+        self.stopped_by = None
+        self._resumes, self._state = False, None
+        self._lines = watch.EpochLines(config.training.total_epochs)
+
+    @classmethod
+    def from_run(cls, run_dir, overrides=(), **parts) -> MultiGridTrainer:
+        """A trainer that goes on with a run that was stopped, or killed, at any moment.
+
+        Args:
+            run_dir: the run folder.
+            overrides: settings over the run's, such as "training.time_budget=60". With none that touches what is
+                trained, the result is what it would have been without the stop.
+            parts: further arguments of the constructor.
+
+        Raises:
+            InputError: no run folder, or one whose last training is of another shape than the settings.
+        """
+        run_dir = pathlib.Path(run_dir)
+        if not (run_dir / "config.yaml").is_file():
+            raise InputError(f"{run_dir}: expected a run folder with a config.yaml, received none")
+        by_first(functools.partial(report.clear_unfinished, run_dir))
+        state = newest_state(run_dir / "checkpoints")
+        if state is not None:  # what it began with is history, and the files may be gone
+            overrides = [*overrides, "weights=null", "backbone_weights=null"]
+        trainer = cls(ConfigLoader.load(run_dir / "config.yaml", overrides), **parts)
+        trainer.run_dir, trainer._resumes, trainer._state = run_dir, True, state
+        return trainer
 
     def build_data(self):
         """Reads labels and makes the generators.
@@ -58,6 +116,10 @@ class MultiGridTrainer:
         Raises:
             InputError: labels, images, classes or anchors that cannot be used.
         """
+        with first_process_first():  # scenes are drawn once
+            return self._built_data()
+
+    def _built_data(self):
         config = self.config
         self.vocabulary = self.vocabulary or assembly.read_vocabulary(config)
         if self.train_data is None:
@@ -81,49 +143,79 @@ class MultiGridTrainer:
         self._need_data()
         if self.detector is None:
             criterion = assembly.build_criterion(self.config, self.vocabulary, self.samples.get("train", ()))
-            self.detector = assembly.build_detector(self.config, self.vocabulary, criterion)
+            with building(self.config.training.strategy):
+                self.detector = assembly.build_detector(self.config, self.vocabulary, criterion)
+            self.ledgers = assembly.load_configured_weights(self.config, self.detector, required="backbone")
         self._check_detector()
-        if not self.detector.compiled:
+        if self.stages is None:
             training = self.config.training
-            jit_compile = self.detector.prefers_xla if training.jit_compile == "auto" else training.jit_compile
-            optimizer = configured_optimizer(training, len(self.train_data))
-            self.detector.compile(optimizer, jit_compile=jit_compile)
+            self.stages = plan_stages(training, blocks_of(self.detector))
+            self.keeps_compilation = self.detector.compiled and not training.stages and training.freeze == "none"
+            if not self.keeps_compilation:
+                begin_stage(self.detector, training, self.stages[0], len(self.train_data))
+            self._check_monitor()
         return self.detector
 
     def train(self) -> keras.callbacks.History:
-        """Trains to the end and leaves the best weights in the detector.
+        """Trains to the end and leaves the best weights in the detector; after `from_run`, from where that stopped.
+
+        SIGINT and SIGTERM save and end it: `stopped_by` then says which and where.
 
         Returns:
-            Keras' History; `run_dir` holds the rest.
+            Keras' History of all epochs, those before a resumption included; `run_dir` holds the rest.
 
         Raises:
             InputError: bad data or weights, a detector for others, or a run folder in use; nothing is written then.
             NonFiniteLossError: the loss is no longer a number.
         """
-        self.check_run_dir()
+        if not self._resumes:
+            self.check_run_dir()
         self.build_model()
+        check_callbacks(self.config.callbacks)
         if self.detector.criterion is None:
             raise ValueError("detector: expected one with a criterion to train with, received one without")
+        if not self._resumes:
+            if process_count() > 1:
+                check_same_batch(self.train_data[0])
+            self.run_dir = pathlib.Path(by_first(self._begin_run))
+        self._see_run_dir()
+        with StopSignals().listening() as signals:
+            course = Course(self, signals)
+            try:
+                course.run(self._state)
+                self.stopped_by = signals.received and f"{signals.received} after epoch {len(course.rows)}"
+            except TrainingInterrupted as stop:
+                self.stopped_by = f"{signals.received} {stop}"
+            finally:
+                self._lines.stop()
+        self._finish()
+        return _history(self.detector, course.rows)
+
+    def _begin_run(self) -> str:
+        """Makes the run folder and writes what is known before the first step."""
         self.run_dir = self._new_run_dir()
         self._save_config()
-        snapshots.save_training_batch(self.run_dir / "train_batch.jpg", self.train_data, self.detector, self._names())
-        lines = watch.EpochLines()
-        try:
-            history = self.detector.fit(
-                self.train_data,
-                validation_data=self.val_data,
-                epochs=self.config.training.epochs,
-                shuffle=False,  # the generator has its own, seeded order
-                callbacks=self._callbacks(lines),
-                verbose=0,
-            )
-        finally:
-            lines.stop()
-        load_weights(self.detector, self.run_dir / "weights" / "best.weights.h5")
-        if self.samples.get("val"):
-            predictor = assembly.build_predictor(self.config, self.detector, self._names(), evaluating=False)
+        picture = self.run_dir / "train_batch.jpg"
+        snapshots.save_training_batch(picture, self.train_data, self.detector, self._names())
+        return str(self.run_dir)
+
+    def _see_run_dir(self) -> None:
+        """Sees that every process can read what the first one writes."""
+        seeing = gathered((self.run_dir / "config.yaml").is_file())
+        if not all(seeing):
+            blind = ", ".join(str(index) for index, sees in enumerate(seeing) if not sees)
+            raise InputError(f"{self.run_dir}: expected a folder that all processes see, received none on {blind}")
+
+    def _finish(self) -> None:
+        """Leaves the best weights in the detector, and a picture of what they find."""
+        gathered(0)  # the first process has written all
+        best = self.run_dir / "weights" / "best.weights.h5"
+        if not best.exists():  # stopped in the first epoch
+            return
+        load_weights(self.detector, best)
+        if self.samples.get("val") and is_first():
+            predictor = self._predictor(evaluating=False)
             snapshots.save_predictions(self.run_dir / "predictions.jpg", predictor, self.samples["val"])
-        return history
 
     def check_run_dir(self) -> None:
         """Sees that the run folder can be made, before data and model cost time.
@@ -131,6 +223,9 @@ class MultiGridTrainer:
         Raises:
             InputError: `output.dir` is in use, or no folder can be made there.
         """
+        by_first(self._check_run_dir)
+
+    def _check_run_dir(self) -> None:
         folder = self.config.output.dir
         if folder is None:
             report.check_folder(RUNS, "output.dir (null)")
@@ -144,8 +239,10 @@ class MultiGridTrainer:
         if split not in self.samples:
             self.vocabulary = self.vocabulary or assembly.read_vocabulary(self.config)
             self.samples[split] = assembly.read_split(self.config, split, self._names())
-        predictor = assembly.build_predictor(self.config, self.detector, self._names(), evaluating=True)
-        return evaluate(predictor, self.samples[split], self._names(), progress)
+        return evaluate(self._predictor(evaluating=True), self.samples[split], self._names(), progress)
+
+    def _predictor(self, *, evaluating: bool):
+        return assembly.build_predictor(self.config, self.detector, self._names(), evaluating=evaluating)
 
     def _need_data(self):
         if self.train_data is None or self.vocabulary is None:
@@ -153,6 +250,17 @@ class MultiGridTrainer:
 
     def _names(self):
         return self.vocabulary.class_names
+
+    def _check_monitor(self) -> None:
+        """Sees that the figure that chooses the best weights will be there."""
+        monitor, possible = self.config.training.monitor, ["loss"]
+        possible += ["val_loss"] if self.val_data is not None else []
+        possible += ["val_mAP", "val_mAP50"] if self._measures_map() else []
+        if monitor not in ("auto", *possible):
+            raise InputError(
+                f"training.monitor: expected auto or one of {', '.join(possible)}, which this training has, "
+                f"received {monitor}"
+            )
 
     def _check_detector(self) -> None:
         """Sees that the detector is for the classes and anchors that the labels are read with."""
@@ -174,38 +282,73 @@ class MultiGridTrainer:
         write_anchors(self.vocabulary.anchors, folder / "anchors.txt", layout="scales")
         copies = {name: str(folder / f"{name}.txt") for name in ("classes", "anchors")}
         config = self.config.model_copy(update={"data": data.model_copy(update=copies)})
-        config.save(folder / "config.yaml")
+        with report.replacing(folder / "config.yaml") as temporary:  # last, and whole: who sees it may resume
+            temporary.write_text(config.text(folder / "config.yaml"), encoding="utf-8")
 
-    def _callbacks(self, lines) -> list:
-        """In the order in which they act when an epoch ends: figures first, then who reads them."""
-        training, folder = self.config.training, self.run_dir
-        measured = any(len(sample.boxes) for sample in self.samples.get("val", ()))  # no objects, no mAP
-        monitor = "val_mAP" if measured else "val_loss" if self.val_data is not None else "loss"
-        mode = "max" if measured else "min"
-        weights = {"save_weights_only": True}
-        chosen = [watch.DataEpoch(self.train_data), watch.StopOnNonFinite(self.train_data), watch.OptimizerFigures()]
+    def lasting_callbacks(self) -> list:
+        """Those that see the whole training, in the order in which they act when an epoch ends."""
+        training, weights = self.config.training, self.run_dir / "weights"
+        monitor, mode = self._monitor()
+        if not is_first():
+            return self._callbacks_of_others()
+        chosen = [
+            WeightFiles(weights, monitor, mode, every=training.save_every, keep=training.keep_last),
+            GroupedTensorBoard(self.run_dir / "tensorboard"),
+            self._lines,
+        ]
+        if training.time_budget is not None:
+            chosen.append(TimeBudget(training.time_budget))
+        chosen += [*build_callbacks(self.config.callbacks, self.run_dir), *self.callbacks]
+        if training.pictures_every is not None and self.samples.get("val"):
+            folder, epochs = self.run_dir / "tensorboard", training.total_epochs
+            predictor = self._predictor(evaluating=False)
+            chosen.append(
+                PredictionPictures(predictor, self.samples["val"], training.pictures_every, folder, epochs=epochs)
+            )
+        return chosen
+
+    def _callbacks_of_others(self) -> list:
+        """Those of a process that writes nothing: what may change the training has to change it everywhere."""
+        self._scratch = tempfile.TemporaryDirectory()  # for what a callback of the config writes to the run folder
+        return [*build_callbacks(self.config.callbacks, self._scratch.name), *self.callbacks]
+
+    def stage_callbacks(self, stage: Stage, title: str, data) -> list:
+        """Those of one call of `fit`: figures first, then who reads them."""
+        training = self.config.training
+        guard = NonFiniteGuard(data, self.run_dir if is_first() else None, training.on_nan)
+        chosen = [watch.DataEpoch(data), guard, watch.OptimizerFigures()]
         optimizer = self.detector.optimizer
         if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
             chosen.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
-        if measured:
-            predictor = assembly.build_predictor(self.config, self.detector, self._names(), evaluating=True)
+        if self._measures_map():
+            predictor = self._predictor(evaluating=True)
+            measure = functools.partial(_metrics, predictor, self.samples["val"], self._names())
+            chosen.append(watch.ValidationMetrics(measure, training.validate_every, stage.first_epoch))
+        chosen.append(WhatMoves(title, stage.frozen))
+        if process_count() > 1:
+            chosen.append(AgreedFigures())
+        monitor, mode = self._monitor()
+        every = training.validate_every if monitor.startswith("val_mAP") else 1
+        if training.schedule == "plateau":
+            patience = training.plateau_patience * every
+            chosen.append(keras.callbacks.ReduceLROnPlateau(monitor, training.plateau_factor, patience, mode=mode))
+            length = stage.phase_end - stage.phase_first
             chosen.append(
-                watch.ValidationMetrics(
-                    lambda: evaluate(predictor, self.samples["val"], self._names()).metrics, training.validate_every
-                )
+                configured_warmup(training, len(self.train_data), epochs=length, learning_rate=stage.learning_rate)
             )
-        best = folder / "weights" / "best.weights.h5"
-        chosen += [
-            keras.callbacks.ModelCheckpoint(best, monitor=monitor, mode=mode, save_best_only=True, **weights),
-            keras.callbacks.ModelCheckpoint(folder / "weights" / "last.weights.h5", **weights),
-            keras.callbacks.CSVLogger(folder / "results.csv"),
-            keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False),
-            lines,
-        ]
         if training.early_stopping is not None:
-            patience = training.early_stopping * (training.validate_every if measured else 1)
-            chosen.append(keras.callbacks.EarlyStopping(monitor, mode=mode, patience=patience))
-        return chosen + self.callbacks
+            chosen.append(keras.callbacks.EarlyStopping(monitor, mode=mode, patience=training.early_stopping * every))
+        return chosen
+
+    def _monitor(self) -> tuple[str, str]:
+        """The figure that says which weights are the best, and whether "max" or "min" of it is."""
+        monitor = self.config.training.monitor
+        if monitor == "auto":
+            monitor = "val_mAP" if self._measures_map() else "val_loss" if self.val_data is not None else "loss"
+        return monitor, "max" if monitor.startswith("val_mAP") else "min"
+
+    def _measures_map(self) -> bool:
+        return any(len(sample.boxes) for sample in self.samples.get("val", ()))  # no objects, no mAP
 
     def _new_run_dir(self) -> pathlib.Path:
         """Makes the run folder: the one the config names, or the next `runs/<name>-N`."""
@@ -226,3 +369,17 @@ def _next_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
             (parent / f"{name}-{number}").mkdir()
             return parent / f"{name}-{number}"
         number += 1
+
+
+def _metrics(predictor, samples, class_names) -> dict:
+    return evaluate(predictor, samples, class_names).metrics
+
+
+def _history(detector, rows) -> keras.callbacks.History:
+    """Keras' History of all epochs."""
+    history = keras.callbacks.History()
+    history.set_model(detector)
+    history.epoch = [row["epoch"] for row in rows]
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "epoch"]
+    history.history = {name: [row.get(name) for row in rows] for name in names}
+    return history
