@@ -47,6 +47,9 @@ class SharedBatches(keras.distribution.DataParallel):
     With Keras' own DataParallel a batch arrives in equal parts, which a last, short batch may not have.
     """
 
+    def __init__(self):
+        super().__init__(auto_shard_dataset=False)
+
     def get_data_layout(self, data_shape):
         """Whole on every device."""
         return keras.distribution.TensorLayout([None] * len(data_shape), self.device_mesh)

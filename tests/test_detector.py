@@ -11,6 +11,7 @@ from multigrid.geometry.cells import split_channels
 from multigrid.losses.multigrid_loss import LossBreakdown, MultiGridLoss
 from multigrid.models.detector import COUNT_NAMES, LossParts, MultiGridDetector
 from multigrid.models.head import grid_name
+from multigrid.training.optimizers import build_optimizer
 
 pytestmark = pytest.mark.backend
 
@@ -527,3 +528,16 @@ def test_a_saved_detector_comes_back_whole(detector, tmp_path):
     expected = number(detector.loss_breakdown(images, truth).total)
     assert number(again.loss_breakdown(images, truth).total) == pytest.approx(expected, rel=1e-6)
     assert again.evaluate(images, truth, verbose=0, return_dict=True)["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_step_whose_loss_is_not_finite_moves_no_weight_though_gradients_are_left():
+    detector = build()
+    optimizer = build_optimizer("sgd", 0.1, momentum=0.9, weight_decay=0.1, max_grad_norm=1.0, ema=None)
+    detector.compile(optimizer, jit_compile=detector.prefers_xla)
+    images = np.random.default_rng(2).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
+    # the second object's box is no box: no cell claims it, and what the others learn from has a gradient
+    boxes = np.array([[[3, 5, 51, 40]], [[20, np.nan, 36, 40]]], "float32")
+    before = [variable.numpy().tobytes() for variable in detector.trainable_variables]
+    loss = detector.train_on_batch(images, {"boxes": boxes, "classes": np.array([[0], [2]], "int32")})
+    assert np.isnan(np.ravel(loss)[0])
+    assert [variable.numpy().tobytes() for variable in detector.trainable_variables] == before

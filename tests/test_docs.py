@@ -53,9 +53,10 @@ def command_of(path):
     return found.groups()
 
 
-def test_there_are_seven_pages():
+def test_there_are_eleven_pages():
     assert [page.name for page in PAGES] == [
-        "README.md", "architecture.md", "configuration.md", "data-formats.md", "loss.md", "probe.md", "training.md",
+        "README.md", "architecture.md", "configuration.md", "data-formats.md", "devices.md", "fine-tuning.md",
+        "long-runs.md", "loss.md", "probe.md", "training.md", "weights.md",
     ]  # fmt: skip
 
 
@@ -93,6 +94,7 @@ def test_every_config_and_tool_that_is_named_exists(page):
 def test_the_pages_name_the_tools_and_configs():
     named = {path for page in PAGES for path in NAMED_PATH.findall(text_of(page))}
     assert {"tools/train.py", "tools/anchors.py", "tools/evaluate.py", "tools/predict.py"} <= named
+    assert {"tools/weights.py", "tools/compare.py", "tools/replay.py"} <= named
     assert {"configs/train_config.yaml", "configs/quickstart.yaml"} <= named
 
 

@@ -18,8 +18,6 @@ from multigrid.training.faults import Fault, first_fault
 from multigrid.training.guard import NonFiniteGuard, NonFiniteLossError
 from multigrid.training.optimizers import build_optimizer
 
-pytestmark = pytest.mark.backend
-
 ANCHORS = [[[40.0, 28.0], [70.0, 50.0]], [[20.0, 14.0], [30.0, 34.0]], [[8.0, 6.0], [12.0, 15.0]]]
 STEPS = 3  # of an epoch: batches of 2, 2 and 1
 
@@ -162,6 +160,7 @@ def stopped(detector, data, folder, *before, epochs=2):
 # --- what is named first
 
 
+@pytest.mark.backend
 def test_a_box_that_is_not_finite_is_a_target_of_one_image(samples, tmp_path):
     data = make_data(samples, (1, 1))
     message, bundle, figures = stopped(build(traced=True), data, tmp_path)
@@ -196,6 +195,7 @@ def test_a_layer_that_fails_only_in_training_is_named_with_the_image_before_the_
     assert not any(np.isnan(value).any() for value in before)
 
 
+@pytest.mark.backend
 def test_a_class_weight_is_seen_in_the_component_of_the_images_that_have_the_class(samples, tmp_path):
     data = make_data(samples)
     # class 2 stands in image 2, the first of the second batch
@@ -209,6 +209,7 @@ def test_a_class_weight_is_seen_in_the_component_of_the_images_that_have_the_cla
     }  # fmt: skip
 
 
+@pytest.mark.backend
 def test_a_gradient_is_caught_though_the_loss_is_finite(samples, tmp_path):
     detector, data = build(RootOfZero(name="root")), make_data(samples)
     before = detector.get_weights()
@@ -237,6 +238,7 @@ def test_gradients_of_which_only_the_common_norm_overflows_are_a_fault_too(sampl
     assert fault.kind == "gradient" and fault.name == "all variables" and "their common norm; up to" in fault.note
 
 
+@pytest.mark.backend
 def test_a_step_without_a_fault_has_none(samples):
     detector, data = build(), make_data(samples)
     before = detector.get_weights()
@@ -276,7 +278,7 @@ def test_without_a_folder_the_fault_is_named_and_nothing_is_written(samples, tmp
 def test_a_folder_that_cannot_be_written_does_not_hide_the_fault(samples, tmp_path):
     (tmp_path / "file").write_text("")
     data = make_data(samples, (0, 0))
-    with pytest.raises(NonFiniteLossError, match="epoch 1, step 1: loss became (nan|inf).*; no replay bundle could be"):
+    with pytest.raises(NonFiniteLossError, match="epoch 1, step 1: .*loss became nan.*; no replay bundle could be"):
         fit(build(), data, NonFiniteGuard(data, tmp_path / "file"))
 
 
@@ -332,6 +334,7 @@ def skipping(layer=None, **options):
     return detector
 
 
+@pytest.mark.backend
 def test_skipped_batches_move_nothing_are_counted_and_left_out_of_the_means(samples, tmp_path, caplog):
     data, watch = make_data(samples, (0, 1), (1, 0), (1, 2)), Weights()
     detector = skipping()

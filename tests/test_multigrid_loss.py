@@ -876,3 +876,16 @@ def test_in_a_graph_the_loss_is_the_same(xla):
         np.testing.assert_allclose(measured.parts[name], plain.parts[name], rtol=1e-4, err_msg=name)
     for name in plain.counts:
         np.testing.assert_allclose(measured.counts[name], plain.counts[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_box_that_is_not_finite_makes_the_loss_nan_instead_of_going_unseen(wrong):
+    criterion = MultiGridLoss(ANCHORS, 3)
+    outputs = [ops.zeros((1, 64 // stride, 96 // stride, 5 + len(ANCHORS[0]) + 3)) for stride in (32, 16, 8)]
+    boxes = np.array([[[3, 5, 51, 40], [20, 11, 36, 40], [0, 0, 0, 0]]], "float32")
+    classes = np.array([[0, 2, -1]], "int32")
+    assert np.isfinite(float(criterion({"boxes": boxes, "classes": classes}, outputs)))
+    padded, labelled = boxes.copy(), boxes.copy()
+    padded[0, 2, 1] = labelled[0, 1, 2] = wrong
+    assert np.isfinite(float(criterion({"boxes": padded, "classes": classes}, outputs)))
+    assert np.isnan(float(criterion({"boxes": labelled, "classes": classes}, outputs)))

@@ -145,14 +145,14 @@ def test_a_replay_measures_the_step_by_the_detectors_own_loss_and_gradients(tmp_
 def test_the_command_shows_what_is_not_finite_and_exits_1(broken, capsys):
     assert main(["replay", str(broken)]) == 1
     shown = capsys.readouterr().out
-    verdict = (
-        "component classification at stride 32 is the first that is not finite; 1 of 3 images; image files: c.png, d"
-    )
+    verdict = "component classification at stride 32 is the first that is not finite; 1 of 3 images"
+    verdict += "; image files: c.png, d.png"
     assert f"then: {verdict}" in shown and f"now:  {verdict}" in shown
     assert "reproduced; not finite: component classification at stride 32" in shown
     rows = [line for line in shown.splitlines() if "classification" in line and "NO" in line]
     assert len(rows) == 1 and "nan" in rows[0]
-    assert "a step of SGD moves 0 of" in shown or "a step of sgd moves 0 of" in shown
+    # 96 weights, and the optimizer leaves them all as they are
+    assert "a step of SGD moves 0 of 96 weights and leaves 0 that are not finite" in shown
 
 
 def test_the_command_says_it_as_json_too(broken, capsys):
@@ -188,8 +188,11 @@ def scenes(tmp_path_factory):
 
 
 def diverging(data, output, max_grad_norm):
-    """Heads that learn ten times as fast as the rest, at a rate that is too high for them."""
-    training = {"epochs": 10, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.1, "schedule": "constant"}
+    """Heads that learn ten times as fast as the rest, at a rate that is too high for them.
+
+    Seeds 1, 2, 3 are not finite in epochs 5, 4, 6 without clipping, and go from 139, 126, 125 to 100, 102, 106 with it.
+    """
+    training = {"epochs": 10, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.06}
     training |= {"warmup_epochs": 0, "ema": None, "head_lr_multiplier": 10.0, "max_grad_norm": max_grad_norm}
     return Config(
         data=data,

@@ -113,34 +113,26 @@ COURSES = {
 }
 
 
-@pytest.fixture(scope="module", params=COURSES)
-def course(request, files, tmp_path_factory):
-    """(sections of a config, the curves of its run without a stop, the bytes of its last weights)."""
-    sections = COURSES[request.param]
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    trainer = MultiGridTrainer(make_config(files, folder, **sections))
-    trainer.train()
-    return sections, curves(folder), (folder / "weights" / "last.weights.h5").read_bytes()
+@pytest.mark.parametrize("course", COURSES)
+def test_a_run_that_is_killed_and_stopped_and_goes_on_is_the_run_without_a_stop(files, tmp_path, course):
+    sections = COURSES[course]
+    MultiGridTrainer(make_config(files, tmp_path / "whole", **sections)).train()
+    expected, folder = curves(tmp_path / "whole"), tmp_path / "run"
 
+    first = MultiGridTrainer(make_config(files, folder, **sections), callbacks=[StopAt(1, 2, kill)])
+    with pytest.raises(Killed):
+        first.train()
+    assert len(curves(folder)) == 1
 
-@pytest.mark.parametrize("epoch, batch, action", [(1, 2, kill), (2, 1, terminate)])
-def test_a_run_that_stops_and_goes_on_is_the_run_without_a_stop(course, files, tmp_path, epoch, batch, action):
-    sections, expected, last = course
-    folder = tmp_path / "run"
-    trainer = MultiGridTrainer(make_config(files, folder, **sections), callbacks=[StopAt(epoch, batch, action)])
-    if action is kill:
-        with pytest.raises(Killed):
-            trainer.train()
-    else:
-        trainer.train()
-        assert trainer.stopped_by == f"SIGTERM in epoch {epoch + 1}, after step {batch + 1}"
-    assert len(curves(folder)) == epoch
-    resumed = MultiGridTrainer.from_run(folder)
-    history = resumed.train()
+    second = MultiGridTrainer.from_run(folder, callbacks=[StopAt(2, 1, terminate)])
+    second.train()
+    assert second.stopped_by == "SIGTERM in epoch 3, after step 2" and len(curves(folder)) == 2
+    assert newest_state(folder / "checkpoints").position.step == 2
+
+    history = MultiGridTrainer.from_run(folder).train()
     assert_same_curves(folder, expected)
     assert history.epoch == [row["epoch"] for row in expected]
     assert history.history["loss"] == pytest.approx([row["loss"] for row in expected], rel=1e-6)
-    assert (folder / "weights" / "last.weights.h5").stat().st_size == len(last)
     assert_no_torn_files(folder)
 
 
@@ -161,12 +153,14 @@ def test_the_time_budget_ends_a_run_that_can_go_on(files, tmp_path):
     assert len(curves(folder)) == 3
 
 
-def test_a_run_that_is_done_can_be_made_longer(files, tmp_path):
+def test_a_run_that_is_done_stays_as_it_is_or_can_be_made_longer_but_not_wider(files, tmp_path):
     folder = tmp_path / "run"
     MultiGridTrainer(make_config(files, folder, {"epochs": 1})).train()
     before = curves(folder)
     MultiGridTrainer.from_run(folder).train()
     assert curves(folder) == before
+    with pytest.raises(InputError, match=r"checkpoint: expected .* model variables of this training's shapes"):
+        MultiGridTrainer.from_run(folder, ["model.width=0.125", "training.epochs=2"]).train()
     MultiGridTrainer.from_run(folder, ["training.epochs=2"]).train()
     assert [row["epoch"] for row in curves(folder)] == [0, 1] and curves(folder)[0] == before[0]
 
@@ -174,13 +168,6 @@ def test_a_run_that_is_done_can_be_made_longer(files, tmp_path):
 def test_what_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"expected a run folder with a config\.yaml, received none"):
         MultiGridTrainer.from_run(tmp_path)
-
-
-def test_settings_of_another_network_are_refused(files, tmp_path):
-    folder = tmp_path / "run"
-    MultiGridTrainer(make_config(files, folder, {"epochs": 1})).train()
-    with pytest.raises(InputError, match=r"checkpoint: expected .* model variables of this training's shapes"):
-        MultiGridTrainer.from_run(folder, ["model.width=0.125", "training.epochs=2"]).train()
 
 
 # --- real processes

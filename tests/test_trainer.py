@@ -18,6 +18,7 @@ from multigrid.data.generator import MultiGridDataGenerator
 from multigrid.data.shapes import CLASS_NAMES, draw_data_set
 from multigrid.errors import InputError
 from multigrid.losses.multigrid_loss import MultiGridLoss
+from multigrid.models.blocks import blocks_of
 from multigrid.models.detector import MultiGridDetector
 from multigrid.training.guard import NonFiniteLossError
 from multigrid.training.trainer import MultiGridTrainer
@@ -135,6 +136,7 @@ def test_the_results_have_a_row_an_epoch_and_every_figure(finished):
     by_scale = [f"{name}_loss_{stride}" for name in LOSS_PARTS for stride in (32, 16, 8)]
     measured = [*losses, *by_scale, "objects", "positives", "ignored"]
     rest = ["val_mAP50", "val_mAP", "learning_rate", "grad_norm", "seconds"]
+    rest += [f"grad_norm/{block}" for block in blocks_of(trainer.detector)]
     assert set(rows[0]) == {"epoch", *measured, *(f"val_{name}" for name in measured), *rest}
     for row in rows:
         assert all(math.isfinite(value) for value in row.values())

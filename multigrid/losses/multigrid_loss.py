@@ -176,6 +176,7 @@ class MultiGridLoss:
         ignored_cell = self._ignored(predicted, encoded) & ~positive_cell
         quality = self._quality(predicted, encoded)
         sums = self._sums_over_claims(cells, quality, encoded, layout)
+        sums["localization"] = sums["localization"] + _spoiled(encoded)
         negative_cell = ~positive_cell & ~ignored_cell
         empty_logits = ops.where(negative_cell, channels.objectness, 0.0)
         nothing = ops.where(negative_cell, components.objectness(empty_logits, 0.0), 0.0)
@@ -286,6 +287,12 @@ class MultiGridLoss:
         for word in self.loss_normalization:
             product = product * ops.maximum(factors[word], 1.0)
         return product
+
+
+def _spoiled(encoded):
+    """NaN where the box of an object is not finite, else 0: no cell claims such a box, and nobody would notice."""
+    finite = ops.all(ops.isfinite(encoded.boxes), axis=-1)
+    return ops.where(ops.any((encoded.classes >= 0) & ~finite), float("nan"), 0.0)
 
 
 def _count(encoded, layout, negative_cell, ignored_cell) -> dict:

@@ -130,7 +130,9 @@ class MultiGridDetector(keras.Model):
             )
         breakdown = self._breakdown(y, shared_out(y_pred), self.losses)
         self.parts_tracker.update_state(breakdown, self.drops_non_finite)
-        return breakdown.total
+        # a loss that is not finite has no gradient that is: the optimizer, which sees gradients alone, must not step
+        fault = ops.where(ops.isfinite(breakdown.total), 1.0, breakdown.total)
+        return breakdown.total * ops.stop_gradient(fault)
 
     def loss_breakdown(self, images, targets, training: bool = False):
         """Every part of the loss on a batch, without any change to the model.

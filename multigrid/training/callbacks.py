@@ -28,6 +28,25 @@ class DataEpoch(keras.callbacks.Callback):
             self.data.epoch = epoch
 
 
+class SwapEMAWeights(keras.callbacks.SwapEMAWeights):
+    """Keras' own, but on JAX all stays on the devices, and no two variables are left with one array.
+
+    A step of the model deletes its arrays when it is done with them, and with them those of the averages.
+    """
+
+    def _backend_swap_variables(self, optimizer):
+        averages = optimizer._model_variables_moving_average
+        for variable, average in zip(optimizer._trainable_variables, averages, strict=True):
+            kept = keras.ops.copy(variable)
+            variable.assign(average)
+            average.assign(kept)
+
+    def _backend_finalize_ema_values(self, optimizer):
+        averages = optimizer._model_variables_moving_average
+        for variable, average in zip(optimizer._trainable_variables, averages, strict=True):
+            average.assign(keras.ops.copy(variable))
+
+
 class OptimizerFigures(keras.callbacks.Callback):
     """Adds learning_rate, grad_norm (mean over the epoch's updates, before clipping) and seconds to the logs.
 

@@ -149,6 +149,7 @@ class MultiGridTrainer:
         self._check_detector()
         if self.stages is None:
             training = self.config.training
+            self.detector.drops_non_finite = training.on_nan == "skip"
             self.stages = plan_stages(training, blocks_of(self.detector))
             self.keeps_compilation = self.detector.compiled and not training.stages and training.freeze == "none"
             if not self.keeps_compilation:
@@ -179,6 +180,9 @@ class MultiGridTrainer:
                 check_same_batch(self.train_data[0])
             self.run_dir = pathlib.Path(by_first(self._begin_run))
         self._see_run_dir()
+        if not self._resumes:
+            picture = self._own_dir / "train_batch.jpg"
+            snapshots.save_training_batch(picture, self.train_data, self.detector, self._names())
         with StopSignals().listening() as signals:
             course = Course(self, signals)
             try:
@@ -195,16 +199,23 @@ class MultiGridTrainer:
         """Makes the run folder and writes what is known before the first step."""
         self.run_dir = self._new_run_dir()
         self._save_config()
-        picture = self.run_dir / "train_batch.jpg"
-        snapshots.save_training_batch(picture, self.train_data, self.detector, self._names())
         return str(self.run_dir)
 
     def _see_run_dir(self) -> None:
-        """Sees that every process can read what the first one writes."""
+        """Sees that every process can read what the first one writes, and has a place for its own.
+
+        All compute the same, in the same order, or they would wait for each other for ever: so all write too, the
+        others to a folder that goes with them.
+        """
         seeing = gathered((self.run_dir / "config.yaml").is_file())
         if not all(seeing):
             blind = ", ".join(str(index) for index, sees in enumerate(seeing) if not sees)
             raise InputError(f"{self.run_dir}: expected a folder that all processes see, received none on {blind}")
+        self._own_dir = self.run_dir
+        if not is_first():
+            self._scratch = tempfile.TemporaryDirectory()
+            self._own_dir = pathlib.Path(self._scratch.name)
+            (self._own_dir / "weights").mkdir()
 
     def _finish(self) -> None:
         """Leaves the best weights in the detector, and a picture of what they find."""
@@ -213,9 +224,9 @@ class MultiGridTrainer:
         if not best.exists():  # stopped in the first epoch
             return
         load_weights(self.detector, best)
-        if self.samples.get("val") and is_first():
+        if self.samples.get("val"):
             predictor = self._predictor(evaluating=False)
-            snapshots.save_predictions(self.run_dir / "predictions.jpg", predictor, self.samples["val"])
+            snapshots.save_predictions(self._own_dir / "predictions.jpg", predictor, self.samples["val"])
 
     def check_run_dir(self) -> None:
         """Sees that the run folder can be made, before data and model cost time.
@@ -287,39 +298,31 @@ class MultiGridTrainer:
 
     def lasting_callbacks(self) -> list:
         """Those that see the whole training, in the order in which they act when an epoch ends."""
-        training, weights = self.config.training, self.run_dir / "weights"
+        training, weights = self.config.training, self._own_dir / "weights"
         monitor, mode = self._monitor()
-        if not is_first():
-            return self._callbacks_of_others()
         chosen = [
             WeightFiles(weights, monitor, mode, every=training.save_every, keep=training.keep_last),
-            GroupedTensorBoard(self.run_dir / "tensorboard"),
+            GroupedTensorBoard(self._own_dir / "tensorboard"),
             self._lines,
         ]
         if training.time_budget is not None:
             chosen.append(TimeBudget(training.time_budget))
-        chosen += [*build_callbacks(self.config.callbacks, self.run_dir), *self.callbacks]
+        chosen += [*build_callbacks(self.config.callbacks, self._own_dir), *self.callbacks]
         if training.pictures_every is not None and self.samples.get("val"):
-            folder, epochs = self.run_dir / "tensorboard", training.total_epochs
+            folder, epochs = self._own_dir / "tensorboard", training.total_epochs
             predictor = self._predictor(evaluating=False)
             chosen.append(
                 PredictionPictures(predictor, self.samples["val"], training.pictures_every, folder, epochs=epochs)
             )
         return chosen
 
-    def _callbacks_of_others(self) -> list:
-        """Those of a process that writes nothing: what may change the training has to change it everywhere."""
-        self._scratch = tempfile.TemporaryDirectory()  # for what a callback of the config writes to the run folder
-        return [*build_callbacks(self.config.callbacks, self._scratch.name), *self.callbacks]
-
     def stage_callbacks(self, stage: Stage, title: str, data) -> list:
         """Those of one call of `fit`: figures first, then who reads them."""
         training = self.config.training
-        guard = NonFiniteGuard(data, self.run_dir if is_first() else None, training.on_nan)
-        chosen = [watch.DataEpoch(data), guard, watch.OptimizerFigures()]
+        chosen = [watch.DataEpoch(data), NonFiniteGuard(data, self._own_dir, training.on_nan), watch.OptimizerFigures()]
         optimizer = self.detector.optimizer
         if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
-            chosen.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
+            chosen.append(watch.SwapEMAWeights(swap_on_epoch=True))
         if self._measures_map():
             predictor = self._predictor(evaluating=True)
             measure = functools.partial(_metrics, predictor, self.samples["val"], self._names())
