@@ -14,6 +14,8 @@ import pytest
 
 from multigrid.data.shapes import CLASS_NAMES, draw_data_set
 from multigrid.errors import InputError
+from multigrid.losses.multigrid_loss import MultiGridLoss
+from multigrid.models.detector import MultiGridDetector
 from multigrid.training import devices, processes
 
 PROGRAM = pathlib.Path(__file__).with_name("train_on_devices.py")
@@ -110,7 +112,8 @@ def test_two_replicas_train_as_one_device_and_what_they_save_needs_no_strategy(f
     (out,) = finish([start({"config": config, "logical_cpus": 2, "saved": str(saved)}, TENSORFLOW)])
     assert "each batch is shared among 2 devices" in out
     assert_same_curve(folder, alone)
-    detector = keras.models.load_model(saved)
+    detector = keras.models.load_model(saved, compile=False)
+    assert isinstance(detector, MultiGridDetector) and isinstance(detector.criterion, MultiGridLoss)
     layers = detector._flatten_layers(include_self=False)
     normalizations = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
     assert len(normalizations) >= 20 and not any(layer.synchronized for layer in normalizations)

@@ -211,9 +211,7 @@ def test_other_classes_keep_their_channels_and_all_else_is_loaded(tmp_path, name
         np.testing.assert_array_equal(value(detector, grid)[..., 7:], old[..., 7:])
     # at stride 32: 32 filters and a bias, of which 7 of 10 channels
     assert [entry.parameters for entry in ledger.of_kind("partial")][:2] == [32 * 7, 7]
-    assert (
-        "the file is for 5 classes, the model for 3: the class channels of its grids do not fit" in ledger.notes
-    )
+    assert "the file is for 5 classes, the model for 3: the class channels of its grids do not fit" in ledger.notes
     np.testing.assert_array_equal(value(detector, "head_8_conv/kernel"), value(source, "head_8_conv/kernel"))
 
 

@@ -39,7 +39,8 @@ def scramble(model) -> None:
 
 
 def state_at(model, epoch: int, step: int = 0):
-    return capture(model, Position(epoch=epoch, step=step), {"WeightFiles": {"best": 0.25}}, [{"epoch": 0, "loss": 3.5}])
+    memory, rows = {"WeightFiles": {"best": 0.25}}, [{"epoch": 0, "loss": 3.5}]
+    return capture(model, Position(epoch=epoch, step=step), memory, rows)
 
 
 @pytest.mark.backend

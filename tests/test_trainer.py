@@ -41,7 +41,7 @@ def files(tmp_path_factory):
 def make_config(files, output, **sections):
     """Two epochs of batches of 5, 5 and 2 scenes at 64 × 96 pixels; `sections` add to that."""
     plain = {
-        "data": {**files, "workers": 1, "shapes": {"folder": os.path.abspath("datasets/shapes")}},
+        "data": {"shapes": {"folder": os.path.abspath("datasets/shapes")}, "workers": 1, **files},
         "model": {"width": 0.0625, "depth": 0.125, "input_size": (64, 96)},
         "augmentation": {"mosaic_off_epochs": 1},
         "training": {"epochs": 2, "batch_size": 5, "warmup_epochs": 0.5, "learning_rate": 5e-3, "optimizer": "sgd"},

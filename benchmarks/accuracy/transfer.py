@@ -3,8 +3,8 @@
     python benchmarks/accuracy/transfer.py --data FOLDER [--epochs 10] [--pretraining-epochs 10] [--seed 1]
 
 Trains a detector on drawn scenes; then one on FOLDER (as `run.py` wants it) from scratch, and one that starts with the
-backbone of the drawn scenes, frozen for the first third of the epochs and free for the rest. Both are chosen on val.txt and
-measured on test.txt once; the rows go to the table of `run.py`.
+backbone of the drawn scenes, frozen for the first third of the epochs and free for the rest. Both are chosen on val.txt
+and measured on test.txt once; the rows go to the table of `run.py`.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import sys
 from multigrid.cli import main as multigrid
 
 HERE = pathlib.Path(__file__).parent
-SHAPES = HERE.parents[1] / "configs"
+CONFIGS = HERE.parents[1] / "configs"
 
 
 def main() -> int:
@@ -39,8 +39,8 @@ def main() -> int:
 def _pretrain(folder: pathlib.Path, options) -> None:
     settings = [f"data.{split}=shapes" for split in ("train", "val")]
     settings += [
-        f"data.classes={SHAPES / 'classes' / 'shapes.txt'}",
-        f"data.anchors={SHAPES / 'anchors' / 'shapes.txt'}",
+        f"data.classes={CONFIGS / 'classes' / 'shapes.txt'}",
+        f"data.anchors={CONFIGS / 'anchors' / 'shapes.txt'}",
     ]
     settings += ["model.input_size=[160,224]", "augmentation.mosaic=0.0", f"training.seed={options.seed}"]
     settings += [f"training.epochs={options.pretraining_epochs}", "data.shapes.train=1280", f"output.dir={folder}"]

@@ -222,13 +222,13 @@ class TrainingConfig(_Section):
     strategy: Literal["none", "mirrored"] = Field(
         "none", description="mirrored shares each batch among all GPUs of this machine (TensorFlow)."
     )
+    jit_compile: Literal["auto"] | StrictBool = Field("auto", description="XLA; auto is on for GPUs and off for CPUs.")
+    validate_every: StrictInt = Field(1, ge=1, description="Epochs from one validation mAP to the next.")
 
     @property
     def total_epochs(self) -> int:
         """Epochs of the whole training: those of its stages, where it has stages."""
         return sum(stage.epochs for stage in self.stages) or self.epochs
-    jit_compile: Literal["auto"] | StrictBool = Field("auto", description="XLA; auto is on for GPUs and off for CPUs.")
-    validate_every: StrictInt = Field(1, ge=1, description="Epochs from one validation mAP to the next.")
 
 
 class LossConfig(_Section):

@@ -138,6 +138,8 @@ def begin_stage(detector: keras.Model, training, stage: Stage, steps_per_epoch: 
         )
         jit_compile = detector.prefers_xla if training.jit_compile == "auto" else training.jit_compile
         detector.compile(optimizer, jit_compile=jit_compile)
+        # TensorFlow traces a step twice that makes variables
+        detector.optimizer.build(detector.trainable_variables)
         if before is not None and before.built and not stage.begins_phase:
             _carry_over(_inner(before), _inner(detector.optimizer), detector.trainable_variables)
 
@@ -145,7 +147,6 @@ def begin_stage(detector: keras.Model, training, stage: Stage, steps_per_epoch: 
 def _carry_over(before, after, variables) -> None:
     """Gives a new optimizer what the one before knows: counters, and the slots of the variables that both move."""
     known = {variable.name: variable for variable in before.variables}
-    after.build(variables)
     for slot in after.variables:
         if slot.name in known and slot.shape == known[slot.name].shape:
             slot.assign(known[slot.name])
