@@ -14,6 +14,9 @@ CHECK := import sys; v = sys.version_info[:2]; \
 	sys.exit(None if (3, 10) <= v <= (3, 13) else "%s: expected Python 3.10 to 3.13, received %d.%d" % ((sys.executable,) + v))
 HINT := { echo "name another interpreter, as in: make quickstart PYTHON=python3.12 (after 'make clean' if there is a .venv)" >&2; exit 1; }
 
+# A test is mostly Python that traces a graph: one process a core, which keeps the fixtures of a file together.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+
 # Albumentations asks the network for a newer version of itself at import; nothing here needs the answer.
 export NO_ALBUMENTATIONS_UPDATE := 1
 
@@ -25,8 +28,8 @@ quickstart: .venv/installed
 
 test: .venv/installed-test
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
-	KERAS_BACKEND=jax $(BIN)/python -m pytest -m backend
+	$(BIN)/python -m pytest $(PARALLEL)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest -m backend $(PARALLEL)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

@@ -175,7 +175,7 @@ def load_configured_weights(config: Config, detector: MultiGridDetector, *, requ
     Raises:
         InputError: files that do not hold what is required, or only part of it where `allow_partial` is not set.
     """
-    ledgers, partial = [], config.allow_partial
+    ledgers, partial = [], config.allow_partial and required != "all"  # who uses a detector wants all of it
     if config.backbone_weights is not None:
         ledgers.append(load_weights(detector.backbone, config.backbone_weights, allow_partial=partial))
     if config.weights is not None:

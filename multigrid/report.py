@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -173,8 +174,10 @@ def _to_disk(path: pathlib.Path) -> None:
 
 def clear_unfinished(folder: str | os.PathLike) -> None:
     """Deletes what `replacing` left in a folder, and in those below it, when its process was killed."""
-    for path in pathlib.Path(folder).rglob(".*"):
-        if _UNFINISHED.match(path.name):
+    for path in list(pathlib.Path(folder).rglob(".*")):
+        if _UNFINISHED.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path)
+        elif _UNFINISHED.match(path.name):
             path.unlink()
 
 

@@ -160,7 +160,6 @@ def stopped(detector, data, folder, *before, epochs=2):
 # --- what is named first
 
 
-@pytest.mark.backend
 def test_a_box_that_is_not_finite_is_a_target_of_one_image(samples, tmp_path):
     data = make_data(samples, (1, 1))
     message, bundle, figures = stopped(build(traced=True), data, tmp_path)
@@ -209,7 +208,6 @@ def test_a_class_weight_is_seen_in_the_component_of_the_images_that_have_the_cla
     }  # fmt: skip
 
 
-@pytest.mark.backend
 def test_a_gradient_is_caught_though_the_loss_is_finite(samples, tmp_path):
     detector, data = build(RootOfZero(name="root")), make_data(samples)
     before = detector.get_weights()
@@ -238,7 +236,6 @@ def test_gradients_of_which_only_the_common_norm_overflows_are_a_fault_too(sampl
     assert fault.kind == "gradient" and fault.name == "all variables" and "their common norm; up to" in fault.note
 
 
-@pytest.mark.backend
 def test_a_step_without_a_fault_has_none(samples):
     detector, data = build(), make_data(samples)
     before = detector.get_weights()

@@ -2,12 +2,17 @@
 
 import json
 import math
+import os
+import pathlib
 import shutil
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 
+import multigrid
 from multigrid.cli import main
 from multigrid.config import Config
 from multigrid.data.shapes import CLASS_NAMES, draw_data_set
@@ -62,7 +67,6 @@ def broken(tmp_path_factory):
 # --- the bundle
 
 
-@pytest.mark.backend
 def test_a_bundle_holds_the_step_whole(tmp_path):
     detector, step = make_step(frozen=["head_32_conv", "darknet53"])
     folder = write_bundle(tmp_path / "nan", step, None)
@@ -153,6 +157,13 @@ def test_the_command_shows_what_is_not_finite_and_exits_1(broken, capsys):
     assert len(rows) == 1 and "nan" in rows[0]
     # 96 weights, and the optimizer leaves them all as they are
     assert "a step of SGD moves 0 of 96 weights and leaves 0 that are not finite" in shown
+
+
+def test_a_process_that_knows_nothing_of_the_training_can_make_the_step_again(broken):
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(multigrid.__file__).parents[1])}
+    command = [sys.executable, "-m", "multigrid.cli", "replay", str(broken), "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and json.loads(done.stdout)["reproduced"], done.stderr
 
 
 def test_the_command_says_it_as_json_too(broken, capsys):

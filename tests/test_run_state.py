@@ -97,6 +97,20 @@ def test_a_torn_state_is_recognised_and_the_one_before_it_used(model, tmp_path, 
     path.write_bytes(b"no zip at all" if damage == "text" else bytes(data[:cut]))
     assert newest_state(tmp_path).position == Position(epoch=1)
     assert f"{path}: expected a whole checkpoint" in caplog.text
+    # it takes no place of the two that are kept, however late its name is
+    save_state(tmp_path, state_at(model, 1, step=3))
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        "epoch-00001-step-0000000.npz",
+        "epoch-00001-step-0000003.npz",
+        "epoch-00002-step-0000000.npz.damaged",
+    ]
+
+
+def test_no_state_but_damaged_ones_is_an_error_and_no_beginning(model, tmp_path):
+    save_state(tmp_path, state_at(model, 1)).write_bytes(b"torn")
+    for _ in range(2):
+        with pytest.raises(InputError, match="expected a whole checkpoint, received 1 damaged ones and no other"):
+            newest_state(tmp_path)
 
 
 def test_no_state_is_none(tmp_path):

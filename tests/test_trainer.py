@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import os
 import pathlib
@@ -446,3 +447,13 @@ def test_the_configs_weights_are_where_training_starts(finished, files, tmp_path
     config = make_config(files, tmp_path / "run").model_copy(update={"weights": str(weights)})
     trainer = MultiGridTrainer(config, train_data=OwnData(1))
     assert bytes_of(trainer.build_model()) == in_file(finished[0], "last")
+    assert [ledger.tensor_share for ledger in trainer.ledgers] == [1.0]
+
+
+def test_a_training_that_begins_with_weights_leaves_their_ledger(finished, files, tmp_path):
+    weights = finished[0].run_dir / "weights" / "last.weights.h5"
+    config = make_config({**files, "val": None}, tmp_path / "run", training={"epochs": 1})
+    trainer = MultiGridTrainer(config.model_copy(update={"backbone_weights": str(weights)}), train_data=OwnData(1))
+    trainer.train()
+    (ledger,) = json.loads((tmp_path / "run" / "weights.json").read_text())
+    assert ledger["tensor_share"] == 1.0 and ledger["path"] == str(weights)

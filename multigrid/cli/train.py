@@ -38,7 +38,9 @@ def add_verb(verbs) -> None:
 def run_train(options) -> int:
     """Trains, evaluates the best weights on the validation set and says where everything is."""
     if (options.config is None) == (options.resume is None):
-        options.parser.error("expected either --config or --resume")
+        options.parser.error("expected --config or --resume, and not both")
+    if options.resume and weights_settings(options):
+        options.parser.error("--resume: expected no weights to begin with, the run has its own")
     config = options.config and load_config(options, weights_settings(options))
     start_backend()
     from multigrid.models.weights import save_weights
@@ -83,7 +85,7 @@ def _trainer(options, config):
     from multigrid.training.trainer import MultiGridTrainer
 
     if config is None:
-        return MultiGridTrainer.from_run(options.resume, [*options.overrides, *weights_settings(options)])
+        return MultiGridTrainer.from_run(options.resume, options.overrides)
     trainer = MultiGridTrainer(config, name=pathlib.Path(options.config).stem)
     trainer.check_run_dir()
     return trainer

@@ -167,7 +167,7 @@ class TrainingConfig(_Section):
         "cosine", description="How the learning rate goes on after the warm-up."
     )
     step_epochs: Epochs = Field(
-        None, description="Epochs after which schedule step drops; null is two thirds and eight ninths of the training."
+        None, description="Epochs after which schedule step drops; null is two thirds and eight ninths of its stage."
     )
     step_factor: Number = Field(0.1, gt=0, lt=1, description="What each drop of schedule step multiplies by.")
     plateau_patience: StrictInt = Field(

@@ -71,7 +71,8 @@ def read_archive(path) -> StoredFile:
 def _anchors_of(archive) -> int | None:
     if "config.json" not in archive.namelist():
         return None
-    config = json.loads(archive.read("config.json")).get("config", {})
+    described = json.loads(archive.read("config.json"))
+    config = described.get("config") if isinstance(described, dict) else None
     anchors = config.get("anchors") if isinstance(config, dict) else None
     return len(anchors[0]) if isinstance(anchors, list) and anchors and isinstance(anchors[0], list) else None
 

@@ -22,6 +22,10 @@ from dataclasses import dataclass, field
 import keras
 import numpy as np
 
+# Keras finds what a bundle holds by the names that these modules register.
+import multigrid.losses.multigrid_loss  # noqa: F401
+import multigrid.models.detector  # noqa: F401
+import multigrid.training.optimizers  # noqa: F401
 from multigrid import report
 from multigrid.errors import InputError
 from multigrid.training.faults import Fault, first_fault
@@ -36,7 +40,7 @@ LOST = "could not be reproduced: everything is finite in the batch as the data g
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a training, before it moved anything."""
+    """One step of a training: weights as they were before it, for it moved none, and the optimizer after it."""
 
     epoch: int  # from 0
     step: int  # of the epoch, from 0
@@ -101,7 +105,7 @@ def write_bundle(folder, step: Step, fault: Fault | None, run_dir=None) -> pathl
         The folder.
     """
     folder = pathlib.Path(folder)
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    temporary = folder.with_name(f".{uuid.uuid4().hex[:12]}")  # as `report.clear_unfinished` knows it
     temporary.mkdir(parents=True)
     try:
         _fill(temporary, step, fault)

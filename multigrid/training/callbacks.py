@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from multigrid import report
-from multigrid.training.optimizers import MeasuredGradients
+from multigrid.training.optimizers import MeasuredGradients, inner_optimizer
 
 
 class DataEpoch(keras.callbacks.Callback):
@@ -34,6 +34,8 @@ class SwapEMAWeights(keras.callbacks.SwapEMAWeights):
     A step of the model deletes its arrays when it is done with them, and with them those of the averages.
     """
 
+    REMEMBERED = ("_ema_weights_in_model",)
+
     def _backend_swap_variables(self, optimizer):
         averages = optimizer._model_variables_moving_average
         for variable, average in zip(optimizer._trainable_variables, averages, strict=True):
@@ -54,6 +56,8 @@ class OptimizerFigures(keras.callbacks.Callback):
     of each, NaN where it is frozen, and learning_rate/<block> of those whose multiplier is not 1. With an optimizer
     that keeps no norms grad_norm is NaN.
     """
+
+    REMEMBERED = ("before",)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.began = time.perf_counter()
@@ -86,7 +90,7 @@ class OptimizerFigures(keras.callbacks.Callback):
         return [float(number) for values in kept for number in np.ravel(keras.ops.convert_to_numpy(values))]
 
     def _optimizer(self):
-        return getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        return inner_optimizer(self.model.optimizer)
 
 
 class ValidationMetrics(keras.callbacks.Callback):
@@ -136,7 +140,7 @@ class EpochLines(keras.callbacks.Callback):
         self.display.advance(f"loss {logs['loss']:.3f}")
 
     def on_epoch_end(self, epoch, logs=None):
-        figures = [f"{name.removesuffix('_loss')} {logs[name]:.3f}" for name in self.SHOWN if name in logs]
+        figures = [f"{name.removesuffix('_loss')} {_short(logs[name])}" for name in self.SHOWN if name in logs]
         # NaN where this epoch was not measured
         measured = [name for name in ("val_mAP50", "val_mAP") if not math.isnan(logs.get(name, math.nan))]
         figures += [f"{name} {logs[name]:.3f}" for name in measured]
@@ -149,3 +153,7 @@ class EpochLines(keras.callbacks.Callback):
         """Takes the bar away; Keras ends no training that is interrupted."""
         if self.display is not None:
             self.display.stop()
+
+
+def _short(number: float) -> str:
+    return f"{number:.3f}" if abs(number) < 1e6 else f"{number:.3g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import time
 
 import keras
@@ -14,14 +15,11 @@ from multigrid.training.run_state import Position, RunState
 
 MINUTES = 10.0  # of an epoch that may be lost
 
-# What callbacks know of the past, and Keras does not save: class name -> attributes, plain values all.
-_MEMORY = {
-    "OptimizerFigures": ("before",),
-    "NonFiniteGuard": ("seen", "steps", "dropped", "left_out"),
-    "EarlyStopping": ("wait", "best", "best_epoch", "stopped_epoch"),
-    "ReduceLROnPlateau": ("wait", "best", "cooldown_counter"),
-    "SwapEMAWeights": ("_ema_weights_in_model",),
-    "WeightFiles": ("best",),
+# What Keras' callbacks know of the past, and Keras does not save: attributes, plain values all. Callbacks that are no
+# part of Keras name theirs in REMEMBERED.
+_OF_KERAS = {
+    keras.callbacks.EarlyStopping: ("wait", "best", "best_epoch", "stopped_epoch"),
+    keras.callbacks.ReduceLROnPlateau: ("wait", "best", "cooldown_counter"),
 }
 
 
@@ -85,7 +83,8 @@ class Checkpoints(keras.callbacks.Callback):
         if stopped_early or epoch + 1 == self.end_epoch:
             _keep_averages(self.others)
         self._save(Position(self.stage, epoch + 1, stopped_early=stopped_early))
-        self.ended = bool(self.signals.received) or (self.model.stop_training and not stopped_early)
+        asked = bool(self.signals.received) or any(getattr(callback, "over", False) for callback in self.others)
+        self.ended = asked or (self.model.stop_training and not stopped_early)
         if self.skipped or self.signals.received:
             self.model.stop_training = True
 
@@ -126,7 +125,7 @@ class RestOfEpoch(keras.utils.PyDataset):
     @property
     def epoch(self) -> int:
         """The epoch of the data; setting it begins the rest of that epoch."""
-        return self.data.epoch
+        return getattr(self.data, "epoch", 0)
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
@@ -141,12 +140,10 @@ class RestOfEpoch(keras.utils.PyDataset):
 
 def _memory(callbacks) -> dict:
     """What the callbacks know, as plain values: class name -> attributes."""
-    memory = {}
-    for callback in callbacks:
-        for name in _MEMORY.get(type(callback).__name__, ()):
-            value = getattr(callback, name)
-            memory.setdefault(type(callback).__name__, {})[name] = _plain(value)
-    return memory
+    return {
+        key: {name: _plain(getattr(callback, name)) for name in _remembered(callback)}
+        for key, callback in _numbered(callbacks)
+    }
 
 
 def remember(callbacks, memory: dict) -> None:
@@ -156,9 +153,23 @@ def remember(callbacks, memory: dict) -> None:
         callbacks: any; those without a memory are left alone.
         memory: `RunState.callbacks`.
     """
-    for callback in callbacks:
-        for name, value in memory.get(type(callback).__name__, {}).items():
+    for key, callback in _numbered(callbacks):
+        for name, value in memory.get(key, {}).items():
             setattr(callback, name, value)
+
+
+def _numbered(callbacks):
+    """("EarlyStopping 0", callback), … of those with a memory."""
+    seen = collections.Counter()
+    for callback in callbacks:
+        if _remembered(callback):
+            name = type(callback).__name__
+            yield f"{name} {seen[name]}", callback
+            seen[name] += 1
+
+
+def _remembered(callback) -> tuple:
+    return getattr(callback, "REMEMBERED", _OF_KERAS.get(type(callback), ()))
 
 
 def _plain(value):

@@ -7,14 +7,17 @@ import logging
 import keras
 
 from multigrid import report
+from multigrid.errors import InputError
 from multigrid.models.blocks import block_of, blocks_of
+from multigrid.training import run_callbacks
 from multigrid.training.checkpoints import Checkpoints, RestOfEpoch, remember
 from multigrid.training.devices import scope_of
 from multigrid.training.freezing import freeze
-from multigrid.training.optimizers import configured_optimizer
+from multigrid.training.optimizers import configured_optimizer, inner_optimizer
 from multigrid.training.processes import StopTogether, process_count
 from multigrid.training.run_state import Position, RunState
 from multigrid.training.stages import Stage
+from multigrid.training.weight_files import WeightFiles
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ class Course:
         self.trainer, self.signals = trainer, signals
         self.stages = trainer.stages
         self.rows = []
-        self.lasting = trainer.lasting_callbacks()
+        self.lasting, self.closing = run_callbacks.lasting_callbacks(trainer), run_callbacks.closing_callbacks(trainer)
 
     def run(self, state: RunState | None = None) -> None:
         """Trains to the end, to a signal or until a callback ends it.
@@ -51,6 +54,8 @@ class Course:
         if state is not None:
             self._prepare_for(state)
             position = self._after(state)
+            if position.stage == len(self.stages):
+                report.say(f"all {self.stages[-1].end_epoch} epochs of this run are done")
         while position.stage < len(self.stages):
             checkpoints = self._fit(position, None if position.begins_stage(self.stages) else state)
             state = checkpoints.state
@@ -61,7 +66,12 @@ class Course:
     def _prepare_for(self, state: RunState) -> None:
         """Compiles for the stage of a state, and gives everything but the tensors back."""
         self.rows[:] = state.rows
-        remember(self.lasting, state.callbacks)
+        if state.position.stage >= len(self.stages):
+            raise InputError(
+                f"training.stages: expected more than {state.position.stage}, as many the run has begun, received "
+                f"{len(self.stages)}"
+            )
+        remember([callback for callback in self.lasting if isinstance(callback, WeightFiles)], state.callbacks)
         self._begin(self.stages[state.position.stage])
         state.restore_random()
         state.restore_weights(self.trainer.detector)
@@ -98,9 +108,10 @@ class Course:
         trainer, stage = self.trainer, self.stages[position.stage]
         data = RestOfEpoch(trainer.train_data, position.step) if position.step else trainer.train_data
         title = f"stage {position.stage + 1} of {len(self.stages)}"
-        others = [*trainer.stage_callbacks(stage, title, data), *self.lasting]
+        others = [*run_callbacks.stage_callbacks(trainer, stage, title, data), *self.lasting]
         if process_count() > 1:
             others.append(StopTogether(self.signals))
+        others += self.closing
         checkpoints = Checkpoints(
             trainer.run_dir, position.stage, stage.end_epoch, self.signals, others, self.rows, resumed
         )
@@ -141,21 +152,19 @@ def begin_stage(detector: keras.Model, training, stage: Stage, steps_per_epoch: 
         # TensorFlow traces a step twice that makes variables
         detector.optimizer.build(detector.trainable_variables)
         if before is not None and before.built and not stage.begins_phase:
-            _carry_over(_inner(before), _inner(detector.optimizer), detector.trainable_variables)
+            _carry_over(before, detector.optimizer, detector.trainable_variables)
 
 
 def _carry_over(before, after, variables) -> None:
     """Gives a new optimizer what the one before knows: counters, and the slots of the variables that both move."""
+    if hasattr(before, "dynamic_scale") and hasattr(after, "dynamic_scale"):  # of the loss in float16
+        after.dynamic_scale.assign(keras.ops.copy(before.dynamic_scale))
+    before, after = inner_optimizer(before), inner_optimizer(after)
     known = {variable.name: variable for variable in before.variables}
     for slot in after.variables:
         if slot.name in known and slot.shape == known[slot.name].shape:
-            slot.assign(known[slot.name])
+            slot.assign(keras.ops.copy(known[slot.name]))  # on JAX no two variables may share an array
     if after.use_ema:  # Keras fills averages at the very first step, which is over
         for variable, average in zip(variables, after._model_variables_moving_average, strict=True):
             if average.name not in known:
-                average.assign(variable)
-
-
-def _inner(optimizer):
-    """The optimizer within a LossScaleOptimizer."""
-    return getattr(optimizer, "inner_optimizer", optimizer)
+                average.assign(keras.ops.copy(variable))

@@ -43,14 +43,15 @@ class WhatMoves(keras.callbacks.Callback):
     Args:
         title: of the stage, for the line.
         frozen: blocks that should stay as they are.
+        said: whether the line is printed although nothing is frozen.
 
     Attributes:
         moved: paths of the variables that changed in that epoch; None before its end.
     """
 
-    def __init__(self, title: str, frozen: Sequence[str]):
+    def __init__(self, title: str, frozen: Sequence[str], said: bool = False):
         super().__init__()
-        self.title, self.frozen = title, tuple(frozen)
+        self.title, self.frozen, self.said = title, tuple(frozen), said
         self.moved = None
 
     def on_train_begin(self, logs=None):
@@ -67,6 +68,6 @@ class WhatMoves(keras.callbacks.Callback):
                 f"{self.title}: expected {', '.join(self.frozen)} to stay as they are, but {len(wrong)} of their "
                 f"tensors moved, first {wrong[0]}"
             )
-        if self.frozen:
-            stayed, names = len(after) - len(self.moved), ", ".join(self.frozen)
+        if self.frozen or self.said:
+            stayed, names = len(after) - len(self.moved), ", ".join(self.frozen) or "nothing"
             report.say(f"{self.title}: {len(self.moved)} tensors moved, {stayed} stayed; frozen: {names}")

@@ -14,6 +14,7 @@ from multigrid.config import TrainingConfig
 from multigrid.training.bundle import Step, write_bundle
 from multigrid.training.checkpoints import RestOfEpoch
 from multigrid.training.faults import Fault
+from multigrid.training.optimizers import inner_optimizer
 
 # what stands in the way of a bundle must not stand in the way of the news
 _NO_BUNDLE = (OSError, ValueError, TypeError, NotImplementedError)
@@ -39,6 +40,8 @@ class NonFiniteGuard(keras.callbacks.Callback):
         folder: the run folder; None writes nothing.
         on_nan: "stop" or "skip"; with "skip" the detector's `drops_non_finite` has to be set before it trains.
     """
+
+    REMEMBERED = ("seen", "steps", "dropped", "left_out")
 
     def __init__(self, data, folder=None, on_nan: str = TrainingConfig().on_nan):
         super().__init__()
@@ -135,8 +138,8 @@ class NonFiniteGuard(keras.callbacks.Callback):
 
     def _optimizer_state(self) -> dict:
         """How many steps the optimizer has skipped, and what it multiplies the loss by in half precision."""
-        optimizer = self.model.optimizer
-        inner, state = getattr(optimizer, "inner_optimizer", optimizer), {"non_finite_steps": 0.0, "dynamic_scale": 1.0}
+        optimizer = self._model.optimizer  # `self.model` would sync on JAX after each step
+        inner, state = inner_optimizer(optimizer), {"non_finite_steps": 0.0, "dynamic_scale": 1.0}
         for holder, name in ((inner, "non_finite_steps"), (optimizer, "dynamic_scale")):
             if optimizer.built and hasattr(holder, name):
                 state[name] = float(keras.ops.convert_to_numpy(self._current(getattr(holder, name))))
@@ -144,10 +147,10 @@ class NonFiniteGuard(keras.callbacks.Callback):
 
     def _current(self, variable):
         """A variable's value; during an epoch `fit` on JAX holds it, and a sync after each step would cost time."""
-        held = getattr(self.model, "_jax_state", None)
-        if not held or self.model._jax_state_synced:
+        held = getattr(self._model, "_jax_state", None)
+        if not held or self._model._jax_state_synced:
             return variable
-        index = next(i for i, other in enumerate(self.model.optimizer.variables) if other is variable)
+        index = next(i for i, other in enumerate(self._model.optimizer.variables) if other is variable)
         return held["optimizer_variables"][index]
 
 

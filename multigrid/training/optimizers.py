@@ -181,6 +181,11 @@ class SGD(MeasuredGradients, keras.optimizers.SGD):
     """Keras' SGD with measured steps."""
 
 
+def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimizer within a `LossScaleOptimizer`, which Keras puts around it for float16; else itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 def build_optimizer(
     name: str,
     learning_rate,

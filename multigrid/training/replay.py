@@ -10,6 +10,7 @@ from keras import ops
 from multigrid.models.blocks import block_of
 from multigrid.training.bundle import read_bundle
 from multigrid.training.faults import first_fault, gradients_of
+from multigrid.training.optimizers import inner_optimizer
 
 
 def replay(folder) -> dict:
@@ -93,7 +94,7 @@ def _optimizer_step(step) -> dict:
     after = [ops.convert_to_numpy(variable) for variable in detector.trainable_variables]
     moved = sum(not np.array_equal(one, other, equal_nan=True) for one, other in zip(before, after, strict=True))
     return {
-        "optimizer": type(getattr(optimizer, "inner_optimizer", optimizer)).__name__,
+        "optimizer": type(inner_optimizer(optimizer)).__name__,
         "weights": len(after),
         "moved": moved,
         "not_finite": sum(not np.isfinite(values).all() for values in after),

@@ -6,6 +6,7 @@ rest.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import pathlib
@@ -21,6 +22,7 @@ import numpy as np
 from multigrid.errors import InputError
 from multigrid.report import replacing
 
+DAMAGED = ".damaged"  # added to the name of a file that cannot be read
 KEPT = 2  # files: the newest, and the one before it should that be torn
 _FIGURES = "figures"
 _TORN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -126,18 +128,27 @@ def save_state(folder, state: RunState) -> pathlib.Path:
     path = folder / state.position.name
     with replacing(path) as temporary:
         np.savez(temporary, **state.tensors, **{_FIGURES: np.array(json.dumps(figures))})
-    for old in _files(folder)[:-KEPT]:
+    for old in [other for other in _files(folder) if other != path][: 1 - KEPT]:
         old.unlink()
     return path
 
 
 def newest_state(folder) -> RunState | None:
-    """The newest state in a folder that can be read; one that cannot is logged. None where there is none."""
+    """The newest state in a folder that can be read; a damaged one is logged and renamed. None where there is none.
+
+    Raises:
+        InputError: there are some, and all are damaged.
+    """
     for path in reversed(_files(folder)):
         try:
             return _read(path)
         except _TORN as error:
             logger.warning("%s: expected a whole checkpoint, received a damaged one (%s); it is left out", path, error)
+            with contextlib.suppress(FileNotFoundError):  # another process was first
+                path.rename(path.with_name(path.name + DAMAGED))
+    damaged = sorted(pathlib.Path(folder).glob(f"*{DAMAGED}"))
+    if damaged:
+        raise InputError(f"{folder}: expected a whole checkpoint, received {len(damaged)} damaged ones and no other")
     return None
 
 

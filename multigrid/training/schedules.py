@@ -9,8 +9,10 @@ import keras
 from keras import ops
 from keras.optimizers import schedules
 
+from multigrid.config import TrainingConfig
 from multigrid.errors import InputError
 
+DEFAULTS = TrainingConfig()
 SCHEDULES = ("cosine", "step", "exponential", "constant", "plateau")
 STEP_SHARES = (2 / 3, 8 / 9)  # of the training, where the rate drops if nobody says where
 
@@ -92,7 +94,7 @@ def build_schedule(
     warmup_steps: int,
     final_fraction: float,
     step_boundaries: Sequence[int] | None = None,
-    step_factor: float = 0.1,
+    step_factor: float = DEFAULTS.step_factor,
 ):
     """A learning rate by step, for an optimizer; steps are batches, also where several make one update.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -10,6 +11,8 @@ import time
 import keras
 
 from multigrid import report
+
+STDERR = 2  # the file descriptor
 
 
 class StopSignals:
@@ -38,7 +41,8 @@ class StopSignals:
     def _receive(self, number, frame):
         self.received = signal.Signals(number).name
         self._restore()
-        report.say(f"{self.received}: saving, then stopping; once more to stop at once")
+        # rich, and Python's own files, may be in the middle of a write
+        os.write(STDERR, f"{self.received}: saving, then stopping; once more to stop at once\n".encode())
 
     def _restore(self):
         for number, handler in self._before.items():
@@ -61,3 +65,4 @@ class TimeBudget(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if time.monotonic() >= self.end:
             self.over = self.model.stop_training = True
+            report.say(f"the time budget of {self.minutes:g} minutes is over; --resume goes on")

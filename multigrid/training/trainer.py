@@ -11,6 +11,7 @@ import tempfile
 
 import keras
 import numpy as np
+import yaml
 
 from multigrid import assembly, report
 from multigrid.config import Config, ConfigLoader
@@ -20,16 +21,12 @@ from multigrid.geometry.anchors import write_anchors
 from multigrid.models.blocks import blocks_of
 from multigrid.models.weights import load_weights
 from multigrid.training import callbacks as watch
-from multigrid.training import snapshots
+from multigrid.training import run_callbacks, snapshots
 from multigrid.training.callback_list import build_callbacks, check_callbacks
 from multigrid.training.checkpoints import TrainingInterrupted
 from multigrid.training.course import Course, begin_stage
 from multigrid.training.devices import building
-from multigrid.training.freezing import WhatMoves
-from multigrid.training.guard import NonFiniteGuard
-from multigrid.training.optimizers import configured_warmup
 from multigrid.training.processes import (
-    AgreedFigures,
     by_first,
     check_same_batch,
     first_process_first,
@@ -38,10 +35,8 @@ from multigrid.training.processes import (
     process_count,
 )
 from multigrid.training.run_state import newest_state
-from multigrid.training.stages import Stage, plan_stages
-from multigrid.training.stopping import StopSignals, TimeBudget
-from multigrid.training.tracking import GroupedTensorBoard, PredictionPictures
-from multigrid.training.weight_files import WeightFiles
+from multigrid.training.stages import plan_stages
+from multigrid.training.stopping import StopSignals
 
 RUNS = "runs"  # in the working directory
 
@@ -80,8 +75,9 @@ class MultiGridTrainer:
         self.ledgers = []
         self.stages, self.keeps_compilation = None, False
         self.stopped_by = None
-        self._resumes, self._state = False, None
-        self._lines = watch.EpochLines(config.training.total_epochs)
+        self._predictors = {}
+        self._resumes, self._state, self._kept = False, None, {}
+        self.lines = watch.EpochLines(config.training.total_epochs)
 
     @classmethod
     def from_run(cls, run_dir, overrides=(), **parts) -> MultiGridTrainer:
@@ -89,8 +85,8 @@ class MultiGridTrainer:
 
         Args:
             run_dir: the run folder.
-            overrides: settings over the run's, such as "training.time_budget=60". With none that touches what is
-                trained, the result is what it would have been without the stop.
+            overrides: settings over the run's, such as "training.time_budget=60", which are the run's from then on.
+                With none that touches what is trained, the result is what it would have been without the stop.
             parts: further arguments of the constructor.
 
         Raises:
@@ -100,11 +96,17 @@ class MultiGridTrainer:
         if not (run_dir / "config.yaml").is_file():
             raise InputError(f"{run_dir}: expected a run folder with a config.yaml, received none")
         by_first(functools.partial(report.clear_unfinished, run_dir))
-        state = newest_state(run_dir / "checkpoints")
+        state, kept = newest_state(run_dir / "checkpoints"), {}
         if state is not None:  # what it began with is history, and the files may be gone
-            overrides = [*overrides, "weights=null", "backbone_weights=null"]
-        trainer = cls(ConfigLoader.load(run_dir / "config.yaml", overrides), **parts)
-        trainer.run_dir, trainer._resumes, trainer._state = run_dir, True, state
+            written = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+            kept = {key: written.get(key) for key in ("weights", "backbone_weights")}
+        nothing = [f"{key}=null" for key in kept]
+        trainer = cls(ConfigLoader.load(run_dir / "config.yaml", [*nothing, *overrides]), **parts)
+        if any(word.startswith("output.dir=") for word in overrides):
+            raise InputError(f"output.dir: expected none with a run to go on with, {run_dir}, received another folder")
+        if any(getattr(trainer.config, key) is not None for key in kept):
+            raise InputError(f"{run_dir}: expected no weights to begin with, for the run has its own, received some")
+        trainer.run_dir, trainer._resumes, trainer._state, trainer._kept = run_dir, True, state, kept
         return trainer
 
     def build_data(self):
@@ -154,7 +156,7 @@ class MultiGridTrainer:
             self.keeps_compilation = self.detector.compiled and not training.stages and training.freeze == "none"
             if not self.keeps_compilation:
                 begin_stage(self.detector, training, self.stages[0], len(self.train_data))
-            self._check_monitor()
+            run_callbacks.check_monitor(self)
         return self.detector
 
     def train(self) -> keras.callbacks.History:
@@ -172,7 +174,7 @@ class MultiGridTrainer:
         if not self._resumes:
             self.check_run_dir()
         self.build_model()
-        check_callbacks(self.config.callbacks)
+        self._check_callbacks()
         if self.detector.criterion is None:
             raise ValueError("detector: expected one with a criterion to train with, received one without")
         if not self._resumes:
@@ -180,9 +182,13 @@ class MultiGridTrainer:
                 check_same_batch(self.train_data[0])
             self.run_dir = pathlib.Path(by_first(self._begin_run))
         self._see_run_dir()
-        if not self._resumes:
-            picture = self._own_dir / "train_batch.jpg"
-            snapshots.save_training_batch(picture, self.train_data, self.detector, self._names())
+        if self._resumes:
+            if self._state is not None:
+                self._state.restore_weights(self.detector)  # or an error, before settings that do not fit are kept
+            by_first(lambda: self._save_config(**self._kept))
+        else:
+            picture = self.own_dir / "train_batch.jpg"
+            snapshots.save_training_batch(picture, self.train_data, self.detector, self.class_names)
         with StopSignals().listening() as signals:
             course = Course(self, signals)
             try:
@@ -191,13 +197,16 @@ class MultiGridTrainer:
             except TrainingInterrupted as stop:
                 self.stopped_by = f"{signals.received} {stop}"
             finally:
-                self._lines.stop()
+                self.lines.stop()
         self._finish()
         return _history(self.detector, course.rows)
 
     def _begin_run(self) -> str:
         """Makes the run folder and writes what is known before the first step."""
         self.run_dir = self._new_run_dir()
+        if self.ledgers:
+            report.write_json(self.run_dir / "weights.json", [ledger.plain() for ledger in self.ledgers])
+        self._save_vocabulary()
         self._save_config()
         return str(self.run_dir)
 
@@ -211,11 +220,11 @@ class MultiGridTrainer:
         if not all(seeing):
             blind = ", ".join(str(index) for index, sees in enumerate(seeing) if not sees)
             raise InputError(f"{self.run_dir}: expected a folder that all processes see, received none on {blind}")
-        self._own_dir = self.run_dir
+        self.own_dir = self.run_dir
         if not is_first():
             self._scratch = tempfile.TemporaryDirectory()
-            self._own_dir = pathlib.Path(self._scratch.name)
-            (self._own_dir / "weights").mkdir()
+            self.own_dir = pathlib.Path(self._scratch.name)
+            (self.own_dir / "weights").mkdir()
 
     def _finish(self) -> None:
         """Leaves the best weights in the detector, and a picture of what they find."""
@@ -225,8 +234,8 @@ class MultiGridTrainer:
             return
         load_weights(self.detector, best)
         if self.samples.get("val"):
-            predictor = self._predictor(evaluating=False)
-            snapshots.save_predictions(self._own_dir / "predictions.jpg", predictor, self.samples["val"])
+            predictor = self.predictor(evaluating=False)
+            snapshots.save_predictions(self.own_dir / "predictions.jpg", predictor, self.samples["val"])
 
     def check_run_dir(self) -> None:
         """Sees that the run folder can be made, before data and model cost time.
@@ -249,33 +258,38 @@ class MultiGridTrainer:
         """COCO metrics of the detector as it is on "val" or "test": an `Evaluation`."""
         if split not in self.samples:
             self.vocabulary = self.vocabulary or assembly.read_vocabulary(self.config)
-            self.samples[split] = assembly.read_split(self.config, split, self._names())
-        return evaluate(self._predictor(evaluating=True), self.samples[split], self._names(), progress)
+            self.samples[split] = assembly.read_split(self.config, split, self.class_names)
+        return evaluate(self.predictor(evaluating=True), self.samples[split], self.class_names, progress)
 
-    def _predictor(self, *, evaluating: bool):
-        return assembly.build_predictor(self.config, self.detector, self._names(), evaluating=evaluating)
+    def predictor(self, *, evaluating: bool):
+        """A `Predictor` with the detector: with the low threshold to evaluate, or with the one for the eye.
+
+        One serves for the whole training: each traces a graph of its own.
+        """
+        key = id(self.detector), evaluating
+        if key not in self._predictors:
+            made = assembly.build_predictor(self.config, self.detector, self.class_names, evaluating=evaluating)
+            self._predictors[key] = made
+        return self._predictors[key]
 
     def _need_data(self):
         if self.train_data is None or self.vocabulary is None:
             self.build_data()
 
-    def _names(self):
+    @property
+    def class_names(self) -> tuple:
+        """One a class, after `build_data`."""
         return self.vocabulary.class_names
 
-    def _check_monitor(self) -> None:
-        """Sees that the figure that chooses the best weights will be there."""
-        monitor, possible = self.config.training.monitor, ["loss"]
-        possible += ["val_loss"] if self.val_data is not None else []
-        possible += ["val_mAP", "val_mAP50"] if self._measures_map() else []
-        if monitor not in ("auto", *possible):
-            raise InputError(
-                f"training.monitor: expected auto or one of {', '.join(possible)}, which this training has, "
-                f"received {monitor}"
-            )
+    def _check_callbacks(self) -> None:
+        """Sees that the config's callbacks can be made, before there is a run folder."""
+        check_callbacks(self.config.callbacks)
+        with tempfile.TemporaryDirectory() as nowhere:
+            build_callbacks(self.config.callbacks, nowhere)
 
     def _check_detector(self) -> None:
         """Sees that the detector is for the classes and anchors that the labels are read with."""
-        detector, names, anchors = self.detector, self._names(), self.vocabulary.anchors.sizes
+        detector, names, anchors = self.detector, self.class_names, self.vocabulary.anchors.sizes
         if detector.num_classes != len(names):
             raise InputError(
                 f"detector: expected one for the {len(names)} classes of data.classes, received {detector.num_classes}"
@@ -286,72 +300,19 @@ class MultiGridTrainer:
                 f"detector: expected the anchors of data.anchors, {anchors.tolist()}, received {theirs.tolist()}"
             )
 
-    def _save_config(self) -> None:
-        """Writes the config with classes and anchors of the run's own: later changes to the files are not for it."""
+    def _save_vocabulary(self) -> None:
+        """Writes classes and anchors of the run's own: later changes to the files are not for it."""
+        with report.replacing(self.run_dir / "classes.txt") as temporary:
+            temporary.write_text("".join(f"{name}\n" for name in self.class_names), encoding="utf-8")
+        write_anchors(self.vocabulary.anchors, self.run_dir / "anchors.txt", layout="scales")
+
+    def _save_config(self, **kept) -> None:
+        """Writes the config with the run's own classes and anchors; `kept` keys are those of before a resumption."""
         folder, data = self.run_dir, self.config.data
-        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in self._names()), encoding="utf-8")
-        write_anchors(self.vocabulary.anchors, folder / "anchors.txt", layout="scales")
         copies = {name: str(folder / f"{name}.txt") for name in ("classes", "anchors")}
-        config = self.config.model_copy(update={"data": data.model_copy(update=copies)})
+        config = self.config.model_copy(update={"data": data.model_copy(update=copies), **kept})
         with report.replacing(folder / "config.yaml") as temporary:  # last, and whole: who sees it may resume
             temporary.write_text(config.text(folder / "config.yaml"), encoding="utf-8")
-
-    def lasting_callbacks(self) -> list:
-        """Those that see the whole training, in the order in which they act when an epoch ends."""
-        training, weights = self.config.training, self._own_dir / "weights"
-        monitor, mode = self._monitor()
-        chosen = [
-            WeightFiles(weights, monitor, mode, every=training.save_every, keep=training.keep_last),
-            GroupedTensorBoard(self._own_dir / "tensorboard"),
-            self._lines,
-        ]
-        if training.time_budget is not None:
-            chosen.append(TimeBudget(training.time_budget))
-        chosen += [*build_callbacks(self.config.callbacks, self._own_dir), *self.callbacks]
-        if training.pictures_every is not None and self.samples.get("val"):
-            folder, epochs = self._own_dir / "tensorboard", training.total_epochs
-            predictor = self._predictor(evaluating=False)
-            chosen.append(
-                PredictionPictures(predictor, self.samples["val"], training.pictures_every, folder, epochs=epochs)
-            )
-        return chosen
-
-    def stage_callbacks(self, stage: Stage, title: str, data) -> list:
-        """Those of one call of `fit`: figures first, then who reads them."""
-        training = self.config.training
-        chosen = [watch.DataEpoch(data), NonFiniteGuard(data, self._own_dir, training.on_nan), watch.OptimizerFigures()]
-        optimizer = self.detector.optimizer
-        if getattr(optimizer, "inner_optimizer", optimizer).use_ema:
-            chosen.append(watch.SwapEMAWeights(swap_on_epoch=True))
-        if self._measures_map():
-            predictor = self._predictor(evaluating=True)
-            measure = functools.partial(_metrics, predictor, self.samples["val"], self._names())
-            chosen.append(watch.ValidationMetrics(measure, training.validate_every, stage.first_epoch))
-        chosen.append(WhatMoves(title, stage.frozen))
-        if process_count() > 1:
-            chosen.append(AgreedFigures())
-        monitor, mode = self._monitor()
-        every = training.validate_every if monitor.startswith("val_mAP") else 1
-        if training.schedule == "plateau":
-            patience = training.plateau_patience * every
-            chosen.append(keras.callbacks.ReduceLROnPlateau(monitor, training.plateau_factor, patience, mode=mode))
-            length = stage.phase_end - stage.phase_first
-            chosen.append(
-                configured_warmup(training, len(self.train_data), epochs=length, learning_rate=stage.learning_rate)
-            )
-        if training.early_stopping is not None:
-            chosen.append(keras.callbacks.EarlyStopping(monitor, mode=mode, patience=training.early_stopping * every))
-        return chosen
-
-    def _monitor(self) -> tuple[str, str]:
-        """The figure that says which weights are the best, and whether "max" or "min" of it is."""
-        monitor = self.config.training.monitor
-        if monitor == "auto":
-            monitor = "val_mAP" if self._measures_map() else "val_loss" if self.val_data is not None else "loss"
-        return monitor, "max" if monitor.startswith("val_mAP") else "min"
-
-    def _measures_map(self) -> bool:
-        return any(len(sample.boxes) for sample in self.samples.get("val", ()))  # no objects, no mAP
 
     def _new_run_dir(self) -> pathlib.Path:
         """Makes the run folder: the one the config names, or the next `runs/<name>-N`."""
@@ -372,10 +333,6 @@ def _next_folder(parent: pathlib.Path, name: str) -> pathlib.Path:
             (parent / f"{name}-{number}").mkdir()
             return parent / f"{name}-{number}"
         number += 1
-
-
-def _metrics(predictor, samples, class_names) -> dict:
-    return evaluate(predictor, samples, class_names).metrics
 
 
 def _history(detector, rows) -> keras.callbacks.History:

@@ -7,7 +7,10 @@ import pathlib
 
 import keras
 
+from multigrid.config import TrainingConfig
 from multigrid.models.weights import save_weights
+
+DEFAULTS = TrainingConfig()
 
 
 class WeightFiles(keras.callbacks.Callback):
@@ -24,7 +27,9 @@ class WeightFiles(keras.callbacks.Callback):
         best: the best figure so far, or None.
     """
 
-    def __init__(self, folder, monitor: str, mode: str, *, every: int | None = None, keep: int = 3):
+    REMEMBERED = ("best",)
+
+    def __init__(self, folder, monitor: str, mode: str, *, every: int | None = None, keep: int = DEFAULTS.keep_last):
         super().__init__()
         self.folder = pathlib.Path(folder)
         self.monitor, self.mode = monitor, mode
