@@ -23,3 +23,22 @@ def real_data():
         return root / name
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def draw_scenes(tmp_path_factory):
+    """A function from counts, such as `train=12, val=5`, to the `data` section of a config: scenes drawn from one seed.
+
+    Their anchors are those of 64 × 96 pixels: [[40, 28], [48, 44]], [[20, 14], [14, 30]], [[8, 6], [12, 9]].
+    """
+    from multigrid.data.shapes import CLASS_NAMES, draw_data_set
+
+    def draw(**counts) -> dict:
+        folder = tmp_path_factory.mktemp("scenes")
+        labels = draw_data_set(folder / "shapes", counts=counts, seed=4)
+        (folder / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n")
+        (folder / "anchors.txt").write_text("8,6  12,9\n20,14  14,30\n40,28  48,44\n")
+        files = {name: str(path) for name, path in labels.items()}
+        return {**files, "classes": str(folder / "classes.txt"), "anchors": str(folder / "anchors.txt")}
+
+    return draw

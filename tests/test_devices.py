@@ -12,14 +12,12 @@ import sys
 import keras
 import pytest
 
-from multigrid.data.shapes import CLASS_NAMES, draw_data_set
 from multigrid.errors import InputError
 from multigrid.losses.multigrid_loss import MultiGridLoss
 from multigrid.models.detector import MultiGridDetector
 from multigrid.training import devices, processes
 
 PROGRAM = pathlib.Path(__file__).with_name("train_on_devices.py")
-ANCHORS = "8,6  12,9\n20,14  14,30\n40,28  48,44\n"
 FIGURES = ("loss", "val_loss", "positives", "localization_loss", "classification_loss")
 LIMIT = 900  # seconds
 needs_jax = pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="needs JAX")
@@ -29,13 +27,8 @@ JAX = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_backend_optimization_level=0"
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    labels = draw_data_set(folder / "shapes", counts={"train": 11, "val": 5}, seed=4)
-    (folder / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n")
-    (folder / "anchors.txt").write_text(ANCHORS)
-    made = {name: str(path) for name, path in labels.items()}
-    return {**made, "classes": str(folder / "classes.txt"), "anchors": str(folder / "anchors.txt")}
+def files(draw_scenes):
+    return draw_scenes(train=11, val=5)
 
 
 def config_of(files, folder, **training) -> dict:

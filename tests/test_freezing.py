@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from multigrid.config import Config
-from multigrid.data.shapes import CLASS_NAMES, draw_data_set
+from multigrid.data.shapes import CLASS_NAMES
 from multigrid.losses.multigrid_loss import MultiGridLoss
 from multigrid.models.blocks import block_of
 from multigrid.models.detector import MultiGridDetector
@@ -19,13 +19,8 @@ BACKBONE = {"stem", "stage1", "stage2", "stage3", "stage4", "stage5"}
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    labels = draw_data_set(folder / "shapes", counts={"train": 10}, seed=4)
-    (folder / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n")
-    pairs = [f"{width:g},{height:g}" for scale in reversed(ANCHORS) for width, height in scale]
-    (folder / "anchors.txt").write_text("  ".join(pairs) + "\n")
-    return {"train": str(labels["train"]), **{name: str(folder / f"{name}.txt") for name in ("classes", "anchors")}}
+def files(draw_scenes):
+    return draw_scenes(train=10)
 
 
 @pytest.fixture

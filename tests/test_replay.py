@@ -15,7 +15,6 @@ import pytest
 import multigrid
 from multigrid.cli import main
 from multigrid.config import Config
-from multigrid.data.shapes import CLASS_NAMES, draw_data_set
 from multigrid.errors import InputError
 from multigrid.losses.multigrid_loss import MultiGridLoss
 from multigrid.models.detector import MultiGridDetector
@@ -188,14 +187,9 @@ def test_the_command_exits_0_where_all_is_finite_and_2_where_there_is_no_bundle(
 
 
 @pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scenes")
-    labels = draw_data_set(folder / "shapes", counts={"train": 12}, seed=4)
-    (folder / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n")
-    pairs = [f"{width:g},{height:g}" for scale in reversed(ANCHORS) for width, height in scale]
-    (folder / "anchors.txt").write_text("  ".join(pairs) + "\n")
-    names = {name: str(folder / f"{name}.txt") for name in ("classes", "anchors")}
-    return folder, {"train": str(labels["train"]), **names, "workers": 1}
+def scenes(draw_scenes):
+    data = draw_scenes(train=12)
+    return pathlib.Path(data["classes"]).parent, {**data, "workers": 1}
 
 
 def diverging(data, output, max_grad_norm):

@@ -16,7 +16,7 @@ from rich.console import Console
 from multigrid import assembly, report
 from multigrid.config import LOSS_PARTS, Config, ConfigLoader
 from multigrid.data.generator import MultiGridDataGenerator
-from multigrid.data.shapes import CLASS_NAMES, draw_data_set
+from multigrid.data.shapes import CLASS_NAMES
 from multigrid.errors import InputError
 from multigrid.losses.multigrid_loss import MultiGridLoss
 from multigrid.models.blocks import blocks_of
@@ -28,15 +28,9 @@ ANCHORS = [[[40.0, 28.0], [48.0, 44.0]], [[20.0, 14.0], [14.0, 30.0]], [[8.0, 6.
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(draw_scenes):
     """Drawn scenes (12 to train, 5 to validate), class names and anchors."""
-    folder = tmp_path_factory.mktemp("scenes")
-    labels = draw_data_set(folder / "shapes", counts={"train": 12, "val": 5}, seed=4)
-    (folder / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n")
-    pairs = [f"{width:g},{height:g}" for scale in reversed(ANCHORS) for width, height in scale]
-    (folder / "anchors.txt").write_text("  ".join(pairs) + "\n")
-    made = {name: str(path) for name, path in labels.items()}
-    return {**made, "classes": str(folder / "classes.txt"), "anchors": str(folder / "anchors.txt")}
+    return draw_scenes(train=12, val=5)
 
 
 def make_config(files, output, **sections):

@@ -255,10 +255,8 @@ def configured_optimizer(
     Args:
         training: a section of the config.
         steps_per_epoch: batches.
-        epochs: of a stage, instead of the config's.
-        learning_rate: of a stage, instead of the config's.
-        block_of: variable path to block name; needed where the config multiplies learning rates.
-        blocks: all block names, in order; as they first occur in `block_of` if empty.
+        epochs, learning_rate: of a stage, instead of the config's.
+        block_of, blocks: as `build_optimizer`; needed where the config multiplies learning rates.
 
     Returns:
         As `build_optimizer`. With schedule plateau its learning rate is a number, see `configured_warmup`.

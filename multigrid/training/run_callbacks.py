@@ -80,7 +80,8 @@ def monitor_of(trainer) -> tuple[str, str]:
 
 
 def measures_map(trainer) -> bool:
-    return any(len(sample.boxes) for sample in trainer.samples.get("val", ()))  # no objects, no mAP
+    """Whether there are labelled objects to measure a validation mAP on."""
+    return any(len(sample.boxes) for sample in trainer.samples.get("val", ()))
 
 
 def check_monitor(trainer) -> None:
