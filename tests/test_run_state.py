@@ -35,7 +35,7 @@ def values(variables) -> list:
 
 def scramble(model) -> None:
     for variable in [*model.variables, *model.optimizer.variables]:
-        variable.assign(keras.ops.ones_like(variable))
+        variable.assign(np.ones(variable.shape, variable.dtype))
 
 
 def state_at(model, epoch: int, step: int = 0):
