@@ -30,7 +30,7 @@ def start(arguments) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_a_run_killed_ten_times_at_random_moments_is_the_run_without_a_kill(files, tmp_path):
-    config, epochs = tmp_path / "config.yaml", 45
+    config, epochs = tmp_path / "config.yaml", 70
     training = {"epochs": epochs, "validate_every": 10, "save_every": 1, "keep_last": 2}
     make_config(files, tmp_path / "whole", training).save(config)
     whole = start(["--config", config])
@@ -44,7 +44,7 @@ def test_a_run_killed_ten_times_at_random_moments_is_the_run_without_a_kill(file
         time.sleep(0.01)
     for _ in range(10):
         wait_for_a_random_moment(process, folder, an_epoch)
-        assert process.poll() is None  # up to 2 epochs and 2 more, ten times: less than 45
+        assert process.poll() is None  # about 2 epochs each time, seldom more than 4: less than 70 in all
         process.kill()
         process.communicate()
         process = start(["--resume", folder])
