@@ -7,6 +7,7 @@ import struct
 import keras
 import numpy as np
 import pytest
+from loading import assert_refused, bytes_of, shake
 
 from multigrid.errors import InputError
 from multigrid.models.darknet import darknet53
@@ -34,31 +35,10 @@ def small():
     return shake(darknet53(1 / 16, 1 / 8), 1)
 
 
-def shake(model, seed):
-    rng = np.random.default_rng(seed)
-    model.set_weights([weight + rng.uniform(0.01, 0.2, weight.shape) for weight in model.get_weights()])
-    return model
-
-
-def bytes_of(model):
-    return [weight.tobytes() for weight in model.get_weights()]
-
-
 def golden_layers(path):
     """{Darknet's layer number: (mean, rms)} of a "…_layers.txt"."""
     lines = [line.split() for line in path.read_text().splitlines()]
     return {int(words[0]): (float(words[9]), float(words[11])) for words in lines}
-
-
-def assert_refused(model, path, *words):
-    before = bytes_of(model)
-    with pytest.raises(InputError) as caught:
-        load_weights(model, path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: expected ") and "\n" not in message
-    for word in words:
-        assert word in message
-    assert bytes_of(model) == before
 
 
 # --- real files

@@ -4,22 +4,12 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from loading import assert_refused, bytes_of, shake
 
-from multigrid.errors import InputError
 from multigrid.models.darknet import darknet53
 from multigrid.models.hdf5_file import read_hdf5
 from multigrid.models.matching import BY_NAME, BY_ORDER, model_layers
 from multigrid.models.weights import load_weights, save_weights
-
-
-def shake(model, seed):
-    rng = np.random.default_rng(seed)
-    model.set_weights([weight + rng.uniform(0.01, 0.2, weight.shape) for weight in model.get_weights()])
-    return model
-
-
-def bytes_of(model):
-    return [weight.tobytes() for weight in model.get_weights()]
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +65,6 @@ def assert_loads_whole(model, path, source, strategy):
     assert not ledger.of_kind("unexpected")
     assert bytes_of(model) == bytes_of(source)
     return ledger
-
-
-def assert_refused(model, path, *words, **options):
-    before = bytes_of(model)
-    with pytest.raises(InputError) as caught:
-        load_weights(model, path, **options)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: expected ") and "\n" not in message
-    for word in words:
-        assert word in message
-    assert bytes_of(model) == before
 
 
 # --- Keras 2

@@ -6,9 +6,9 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from loading import assert_refused, bytes_of, shake
 
 from multigrid import report
-from multigrid.errors import InputError
 from multigrid.models.darknet import darknet53
 from multigrid.models.detector import MultiGridDetector
 from multigrid.models.ledger import BatchNorms, percent
@@ -24,30 +24,9 @@ def build(classes=3, anchors=2, **options):
     return MultiGridDetector(anchors, classes, **{"width": 1 / 16, "depth": 1 / 8, **options})
 
 
-def shake(model, seed):
-    rng = np.random.default_rng(seed)
-    model.set_weights([weight + rng.uniform(0.01, 0.2, weight.shape) for weight in model.get_weights()])
-    return model
-
-
-def bytes_of(model):
-    return [weight.tobytes() for weight in model.get_weights()]
-
-
 def value(model, name):
     layer, role = name.split("/")
     return keras.ops.convert_to_numpy(next(v for v in model.get_layer(layer).weights if v.name == role))
-
-
-def assert_refused(model, path, *words, **options):
-    before = bytes_of(model)
-    with pytest.raises(InputError) as caught:
-        load_weights(model, path, **options)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: expected ") and "\n" not in message
-    for word in words:
-        assert word in message
-    assert bytes_of(model) == before
 
 
 def test_layers_stand_in_the_order_in_which_a_detector_runs_them():

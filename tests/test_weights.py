@@ -7,6 +7,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from loading import assert_refused, bytes_of, shake
 
 from multigrid.errors import InputError
 from multigrid.losses.multigrid_loss import MultiGridLoss
@@ -22,13 +23,6 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint
 def build(classes=3, **options):
     options = {"width": 1 / 16, "depth": 1 / 8, "criterion": MultiGridLoss(ANCHORS, classes), **options}
     return MultiGridDetector(ANCHORS, classes, **options)
-
-
-def shake(model, seed):
-    """Gives every weight, BatchNorm statistics included, a number of its own."""
-    rng = np.random.default_rng(seed)
-    model.set_weights([weight + rng.uniform(0.01, 0.2, weight.shape) for weight in model.get_weights()])
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -50,22 +44,6 @@ def five_classes():
 @pytest.fixture(scope="module")
 def expected(source):
     return source.predict_on_batch(IMAGES)
-
-
-def bytes_of(model):
-    return [weight.tobytes() for weight in model.get_weights()]
-
-
-def assert_refused(model, path, *words):
-    """Loading says so in one line that names the file, and changes nothing."""
-    before = bytes_of(model)
-    with pytest.raises(InputError) as caught:
-        load_weights(model, path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: expected ") and "\n" not in message
-    for word in words:
-        assert word in message
-    assert bytes_of(model) == before
 
 
 # --- round trips

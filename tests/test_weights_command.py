@@ -4,8 +4,8 @@ import pathlib
 import re
 
 import keras
-import numpy as np
 import pytest
+from loading import bytes_of, shake
 
 from multigrid.cli import main
 from multigrid.models.darknet import darknet53
@@ -19,16 +19,6 @@ data: {classes: classes.txt, anchors: anchors.txt}
 model: {input_size: [64, 96], width: 0.0625, depth: 0.125}
 weights: none.h5
 """
-
-
-def shake(model, seed):
-    rng = np.random.default_rng(seed)
-    model.set_weights([weight + rng.uniform(0.01, 0.2, weight.shape) for weight in model.get_weights()])
-    return model
-
-
-def bytes_of(model):
-    return [weight.tobytes() for weight in model.get_weights()]
 
 
 @pytest.fixture

@@ -87,6 +87,18 @@ class Step:
         """What is not finite first when the step is made again; None where all is finite."""
         return first_fault(self.detector(), self.images, self.truth)
 
+    def figures(self, fault: Fault | None) -> dict:
+        """The step and its fault as plain values; epoch and step from 1."""
+        return {
+            "epoch": self.epoch + 1,
+            "step": self.step + 1,
+            "learning_rate": self.learning_rate,
+            "images": len(self.images),
+            "files": self.files,
+            "first": fault,
+            "verdict": self.verdict(fault),
+        }
+
     def verdict(self, fault: Fault | None) -> str:
         """A fault of this step in one line."""
         return LOST if fault is None else fault.describe(len(self.images), self.files)
@@ -139,16 +151,7 @@ def _fill(folder, step, fault):
     np.savez(folder / OPTIMIZER, *step.slots)
     step.detector().save_weights(folder / WEIGHTS)
     (folder / DETECTOR).write_text(json.dumps(step.objects), encoding="utf-8")  # a setting may be NaN
-    figures = {
-        "epoch": step.epoch + 1,
-        "step": step.step + 1,
-        "learning_rate": step.learning_rate,
-        "images": len(step.images),
-        "files": step.files,
-        "first": fault,
-        "verdict": step.verdict(fault),
-    }
-    report.write_json(folder / STEP, figures)
+    report.write_json(folder / STEP, step.figures(fault))
 
 
 def _move(temporary, folder) -> pathlib.Path:

@@ -139,7 +139,7 @@ class RestOfEpoch(keras.utils.PyDataset):
 
 
 def _memory(callbacks) -> dict:
-    """What the callbacks know, as plain values: class name -> attributes."""
+    """What the callbacks know, as plain values: "EarlyStopping 0" -> attributes."""
     return {
         key: {name: _plain(getattr(callback, name)) for name in _remembered(callback)}
         for key, callback in _numbered(callbacks)

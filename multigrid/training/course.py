@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import keras
 
 from multigrid import report
@@ -18,8 +16,6 @@ from multigrid.training.processes import StopTogether, process_count
 from multigrid.training.run_state import Position, RunState
 from multigrid.training.stages import Stage
 from multigrid.training.weight_files import WeightFiles
-
-logger = logging.getLogger(__name__)
 
 
 class Course:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 
 import keras
 
 from multigrid import report
 from multigrid.errors import InputError
 from multigrid.replicas import SharedBatches
-
-logger = logging.getLogger(__name__)
 
 
 def building(strategy: str) -> contextlib.AbstractContextManager:

@@ -34,14 +34,8 @@ def replay(folder) -> dict:
     fault = first_fault(detector, step.images, step.truth)
     breakdown = detector.loss_breakdown(step.images, step.truth, training=True)
     return {
-        "epoch": step.epoch + 1,
-        "step": step.step + 1,
-        "learning_rate": step.learning_rate,
-        "images": len(step.images),
-        "files": step.files,
+        **step.figures(fault),
         "verdict_then": verdict_then,
-        "verdict": step.verdict(fault),
-        "first": fault,
         "reproduced": fault is not None,
         "loss": _number(breakdown.total),
         "strides": list(detector.strides),

@@ -59,7 +59,7 @@ class RunState:
 
     position: Position
     tensors: dict[str, np.ndarray] = field(repr=False)  # "model/0", …, "optimizer/0", …, and of the metrics
-    callbacks: dict  # class name -> attributes
+    callbacks: dict  # what they know: "EarlyStopping 0" -> attributes; "random" -> the global generators
     rows: list  # of results.csv
 
     def restore_weights(self, detector: keras.Model) -> None:
@@ -104,7 +104,7 @@ def capture(detector: keras.Model, position: Position, callbacks: dict, rows: li
     Args:
         detector: compiled; on JAX its variables must be in sync.
         position: how far the training is.
-        callbacks: plain values, class name -> attributes.
+        callbacks: what they know, plain values: "EarlyStopping 0" -> attributes.
         rows: of results.csv.
     """
     tensors = _arrays("model", detector.variables) | _arrays("optimizer", detector.optimizer.variables)

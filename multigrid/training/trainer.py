@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import pathlib
 import tempfile
@@ -39,8 +38,6 @@ from multigrid.training.stages import plan_stages
 from multigrid.training.stopping import StopSignals
 
 RUNS = "runs"  # in the working directory
-
-logger = logging.getLogger(__name__)
 
 
 class MultiGridTrainer:
