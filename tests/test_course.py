@@ -73,3 +73,13 @@ def test_another_stage_begins_with_an_optimizer_of_its_own(model):
         begin_stage(model, training, stage, 3)
         assert int(ops.convert_to_numpy(model.optimizer.iterations)) == 0
         fit(model, 1)
+
+
+def test_what_its_maker_froze_stays_so_where_the_config_freezes_nothing(model):
+    training = TRAINING.model_copy(update={"stages": ()})
+    model.stem.trainable = False
+    (stage,) = plan_stages(training, ["stem", "head_8"])
+    begin_stage(model, training, stage, 3)
+    before = ops.convert_to_numpy(model.stem.kernel).tobytes()
+    fit(model, 1)
+    assert ops.convert_to_numpy(model.stem.kernel).tobytes() == before

@@ -133,7 +133,8 @@ def begin_stage(detector: keras.Model, training, stage: Stage, steps_per_epoch: 
         steps_per_epoch: batches of the training data.
     """
     before = detector.optimizer if detector.compiled else None
-    freeze(detector, stage.frozen)
+    if training.stages or training.freeze != "none":  # else what its maker froze stays so
+        freeze(detector, stage.frozen)
     with scope_of(detector):
         optimizer = configured_optimizer(
             training,
