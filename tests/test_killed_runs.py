@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from runs import assert_no_torn_files, assert_same_curves, curves, make_config
+from small_runs import assert_no_torn_files, assert_same_curves, curves, make_config
 
 from multigrid.training.run_state import newest_state
 

@@ -7,7 +7,7 @@ import signal
 import keras
 import numpy as np
 import pytest
-from runs import assert_no_torn_files, assert_same_curves, curves, make_config
+from small_runs import assert_no_torn_files, assert_same_curves, curves, make_config
 
 from multigrid.config import ConfigLoader
 from multigrid.errors import InputError
