@@ -17,7 +17,6 @@ from multigrid.data.defects import describe_defects
 from multigrid.data.generator import MultiGridDataGenerator
 from multigrid.data.images import Letterbox, check_images
 from multigrid.data.samples import Sample, read_class_names, read_samples
-from multigrid.detection.predictor import Predictor
 from multigrid.errors import InputError
 from multigrid.geometry.anchor_fit import match_statistics
 from multigrid.geometry.anchors import Anchors, read_anchors
@@ -183,18 +182,13 @@ def load_configured_weights(config: Config, detector: MultiGridDetector, *, requ
     return ledgers
 
 
-def build_predictor(config: Config, detector, class_names: Sequence[str], *, evaluating: bool) -> Predictor:
-    """A predictor with the config's thresholds: the low one to evaluate, the one for the eye otherwise."""
-    detection = config.detection
-    return Predictor(
-        detector,
-        class_names,
-        config.model.input_size,
-        score_threshold=detection.score_threshold if evaluating else detection.predict_threshold,
-        nms_threshold=detection.nms_threshold,
-        max_detections=detection.max_detections,
-        batch_size=config.training.batch_size,
-    )
+def detection_options(config: Config, *, evaluating: bool) -> dict:
+    """A pipeline's arguments by the config: with the low threshold to evaluate, else with the one for the eye."""
+    options = config.detection.model_dump()
+    for_the_eye = options.pop("predict_threshold")
+    if not evaluating:
+        options["score_threshold"] = for_the_eye
+    return {**options, "batch_size": config.training.batch_size}
 
 
 def _check_drawn_classes(split: str, class_names: Sequence[str]) -> None:

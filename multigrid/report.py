@@ -58,7 +58,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence], console:
         ValueError: a row has another length than the heads.
     """
     rows = [list(row) for row in rows]
-    shown = Table(title=Text(title, style="bold"), title_justify="left")
+    console = console or new_console()
+    shown = Table()
     for index, column in enumerate(columns):
         numeric = any(_is_number(row[index]) for row in rows if index < len(row))
         shown.add_column(Text(str(column)), justify="right" if numeric else "left", overflow="fold")
@@ -67,7 +68,9 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence], console:
             raise ValueError(f"table {title!r}: expected rows of {len(columns)} cells, received {row}")
         # Text, because rich would read brackets in a plain string as its own markup.
         shown.add_row(*(Text(_cell(value)) for value in row))
-    (console or new_console()).print(shown)
+    # A line of its own: rich would fill the title of a table with blanks up to its width.
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(shown)
 
 
 def _is_number(value) -> bool:
@@ -244,6 +247,12 @@ def write_csv(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:
     frame = pandas.DataFrame([dict(row) for row in rows], columns=columns, dtype=object)
     with replacing(path) as temporary:
         frame.to_csv(temporary, index=False)
+
+
+def print_document(value, file) -> None:
+    """Prints a value as JSON, see `json_text`, to `file`: the whole output of a command, for a machine to read."""
+    if not _silent:
+        print(json_text(value), file=file, flush=True)
 
 
 def say(text: str, console: Console | None = None) -> None:

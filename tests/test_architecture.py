@@ -11,11 +11,13 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[1] / "multigrid"
 ROWS = (
     ("errors",),
     ("geometry", "config", "report", "replicas"),
+    ("pictures",),
     ("data", "models", "losses"),
     ("detection",),
     ("evaluation",),
     ("assembly",),
-    ("training", "diagnosis", "export"),
+    ("prediction",),
+    ("training", "diagnosis", "export", "serving"),
     ("cli",),
 )
 LEVEL = {part: level for level, row in enumerate(ROWS) for part in row}
@@ -122,7 +124,7 @@ def test_an_offence_is_seen_and_located(path, source, complaint):
         ("losses/multigrid_loss.py", "from multigrid.config import LOSS_PARTS, LossConfig"),
         ("losses/multigrid_loss.py", "from multigrid.geometry import boxes\nfrom multigrid.losses import targets"),
         ("geometry/anchors.py", "from multigrid.errors import InputError\nfrom .boxes import iol"),
-        ("evaluation/pictures.py", "from multigrid.report import replacing"),
+        ("pictures.py", "from multigrid.report import replacing"),
         ("config/__init__.py", "from multigrid.config.loader import ConfigLoader"),
         ("training/trainer.py", "from multigrid import assembly\nfrom multigrid.config import Config"),
         ("cli/train.py", "from multigrid.training.trainer import MultiGridTrainer\nprint('done')"),

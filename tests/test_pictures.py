@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from multigrid.errors import InputError
-from multigrid.evaluation.pictures import (
+from multigrid.pictures import (
     _free_place,
     class_colour,
     contact_sheet,

@@ -8,10 +8,10 @@ import pytest
 from multigrid.data.generator import MultiGridDataGenerator
 from multigrid.data.images import Letterbox
 from multigrid.data.samples import Sample
-from multigrid.detection.predictor import Predictor
 from multigrid.errors import InputError
 from multigrid.losses.multigrid_loss import MultiGridLoss
 from multigrid.models.detector import MultiGridDetector
+from multigrid.prediction.predictor import Predictor
 
 ANCHORS = [[[40.0, 28.0], [48.0, 44.0]], [[20.0, 14.0], [14.0, 30.0]], [[8.0, 6.0], [12.0, 9.0]]]
 NAMES = ("red", "green", "blue")

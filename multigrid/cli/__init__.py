@@ -1,6 +1,7 @@
 """The `multigrid` command: one verb a task, one style of options, `key=value` overrides everywhere.
 
 Exit codes: 0 done; 1 the work failed or part of it did; 2 the input is not usable, and nothing was written.
+With --json standard output holds one JSON document, {"error": ...} where it is an error.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import os
 import sys
 
 from multigrid.cli import anchors, compare, evaluate, predict, probe, replay, train, weights
-from multigrid.cli.options import BAD_INPUT, FAILED
+from multigrid.cli.options import BAD_INPUT, FAILED, Document, Parser, UsageError, standard_output
 from multigrid.errors import InputError
 
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 the work failed or part of it did; 2 the input is not usable, and nothing was written."
+)
 VERBS = (train, evaluate, predict, probe, anchors, weights, compare, replay)
 
 
@@ -29,15 +33,28 @@ def main(arguments=None) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version of itself
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without a GPU is no error
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    options = _parse(arguments)
-    try:
-        return options.run(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return FAILED
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    with standard_output(as_json="--json" in words) as document:
+        try:
+            return _run(words, document)
+        except UsageError as error:
+            document.fail(error)
+            error.parser.print_usage(sys.stderr)
+            error.parser.exit(BAD_INPUT, f"{error.parser.prog}: error: {error}\n")
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            document.fail(error)
+            return BAD_INPUT
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            document.fail("interrupted")
+            return FAILED
+
+
+def _run(words, document: Document) -> int:
+    options = _parse(words)
+    options.document = document
+    return options.run(options)
 
 
 def _parse(arguments) -> argparse.Namespace:
@@ -53,10 +70,10 @@ def _parse(arguments) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "multigrid",
         description="Train, probe and use a multi-grid object detector.",
-        epilog=f"example: {train.EXAMPLE}; `multigrid <verb> --help` has one for every verb",
+        epilog=f"example: {train.EXAMPLE}; `multigrid <verb> --help` has one for every verb. {EXIT_CODES}",
     )
     verbs = parser.add_subparsers(metavar="verb", required=True)
     for verb in VERBS:

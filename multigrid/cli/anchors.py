@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from multigrid import report
-from multigrid.cli.options import OK, add_config, add_parser, load_config, start_backend
+from multigrid.cli.options import OK, add_config, add_parser, emit, load_config, start_backend
 from multigrid.errors import InputError
 
 SCALES = 3  # of the network; anchors are dealt to them evenly
@@ -44,11 +44,30 @@ def run_anchors(options) -> int:
         fitted = fit_anchors(sizes, count=options.count, seed=config.training.seed)
     except InputError as error:
         raise InputError(f"data.train ({config.data.train}): {error}") from None
+    before = None
     if config.data.anchors is not None:
-        report.say(f"before: {match_statistics(read_anchors(config.data.anchors), sizes).describe()}")
-    report.say(f"fitted: {match_statistics(fitted, sizes).describe()}")
+        before = match_statistics(read_anchors(config.data.anchors), sizes)
+        report.say(f"before: {before.describe()}")
+    after = match_statistics(fitted, sizes)
+    report.say(f"fitted: {after.describe()}")
     write_anchors(fitted, options.output, options.layout)
     picture = pathlib.Path(options.output).with_suffix(".png")
     draw_anchors(fitted, sizes, picture)
     report.say(f"written: {options.output} and {picture}; use it with data.anchors={options.output}")
+    emit(
+        options,
+        {
+            "anchors": fitted.to_list(),
+            "before": before,
+            "fitted": _figures(after),
+            "output": options.output,
+            "picture": picture,
+        },
+    )
     return OK
+
+
+def _figures(fit) -> dict:
+    """How well anchors match the boxes, without the anchors."""
+    names = ("boxes", "mean_iol", "share_above_half", "share_above_quarter", "shares")
+    return {name: getattr(fit, name) for name in names}

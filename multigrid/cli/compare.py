@@ -6,7 +6,7 @@ import difflib
 import pathlib
 
 from multigrid import report
-from multigrid.cli.options import OK, add_parser
+from multigrid.cli.options import OK, add_parser, emit
 from multigrid.errors import InputError
 
 FIGURES = ("val_mAP50", "val_mAP", "val_loss", "loss")  # of the table, as far as there are any
@@ -28,7 +28,6 @@ def add_verb(verbs) -> None:
         metavar="NAME",
         help="columns of results.csv to draw and to list, such as val_anchor_loss_32; loss, its parts and mAP if none",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
 
 
 def run_compare(options) -> int:
@@ -44,13 +43,11 @@ def run_compare(options) -> int:
     folder = pathlib.Path(options.output_dir)
     draw_runs(runs, folder / PICTURE, options.metric)
     report.write_csv(folder / TABLE, _rows(summaries, unlike))
-    if options.json:
-        files = {"picture": folder / PICTURE, "table": folder / TABLE}
-        report.say(report.json_text({"runs": summaries, "differences": unlike, **files}))
-        return OK
     _show_figures(summaries, figures)
     _show_differences(runs, unlike)
     report.say(f"written to {folder}: {PICTURE}, {TABLE}")
+    files = {"picture": folder / PICTURE, "table": folder / TABLE}
+    emit(options, {"runs": summaries, "differences": unlike, **files})
     return OK
 
 

@@ -1,12 +1,14 @@
-"""What the verbs share: options, settings over a config, and a quiet start of Keras."""
+"""What the verbs share: options, settings over a config, JSON for machines, and a quiet start of Keras."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 
 from multigrid import report
 
@@ -15,12 +17,83 @@ STDERR = 2  # the file descriptor
 OVERRIDES = "settings over the config's, such as training.epochs=30 or data.train=my/train.txt"
 
 
+class UsageError(Exception):
+    """The words after `multigrid` are not usable; carries the parser that refused them."""
+
+    def __init__(self, parser: argparse.ArgumentParser, message: str):
+        super().__init__(message)
+        self.parser = parser
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that leaves it to `main` to say what is wrong: to people, and to machines in JSON."""
+
+    def error(self, message: str):
+        raise UsageError(self, message)
+
+
 def add_parser(verbs, name: str, run, example: str) -> argparse.ArgumentParser:
-    """A verb's parser, its summary the first line of what it runs, with an example below the options."""
+    """A verb's parser with --json, its summary the first line of what it runs, with an example below the options."""
     summary = run.__doc__.split("\n")[0]
-    parser = verbs.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
-    parser.set_defaults(run=run, parser=parser, overrides=None)
+    # No abbreviations: a script with one would break on the day that a second option begins like it.
+    parser = verbs.add_parser(
+        name, help=summary, description=summary, epilog=f"example: {example}", allow_abbrev=False
+    )
+    parser.set_defaults(run=run, parser=parser, overrides=None, document=Document())
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document; all else that is shown goes to standard error"
+    )
     return parser
+
+
+class Document:
+    """Standard output while it is kept for one JSON document.
+
+    Args:
+        file: where the document goes; None where none is asked for.
+    """
+
+    def __init__(self, file=None):
+        self.file = file
+        self.written = False
+
+    def write(self, value) -> None:
+        """Prints the value; a second one would make the output unreadable, and is a ValueError."""
+        if self.file is None:
+            return
+        if self.written:
+            raise ValueError("expected one document a command, received a second one")
+        self.written = True
+        report.print_document(value, self.file)
+
+    def fail(self, message) -> None:
+        """Prints an error, unless the verb has said already what it found."""
+        if not self.written:
+            self.write({"error": str(message)})
+
+
+@contextlib.contextmanager
+def standard_output(as_json: bool) -> Iterator[Document]:
+    """The document of a command; where it is JSON, everything else that is printed goes to standard error."""
+    if not as_json:
+        yield Document()
+        return
+    document = Document(sys.stdout)
+    with contextlib.redirect_stdout(sys.stderr):  # what libraries print too
+        yield document
+
+
+def emit(options, value) -> None:
+    """Prints what a verb found and wrote as the one JSON document of the command, where --json asks for it.
+
+    Args:
+        options: of the verb.
+        value: an object of what `report.json_text` takes: NaN becomes null, paths become texts.
+
+    Raises:
+        ValueError: there was one already.
+    """
+    options.document.write(value)
 
 
 def add_config(parser, default: str | None = None, required: bool = True) -> None:

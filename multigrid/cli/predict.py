@@ -38,12 +38,9 @@ def run_predict(options) -> int:
     _check_apart(options.source, options.output_dir)
     paths, broken = _readable_images(options.source)
     start_backend()
-    from multigrid import assembly
+    from multigrid.prediction.predictor import Predictor
 
-    vocabulary = assembly.read_vocabulary(config)
-    detector = assembly.build_detector(config, vocabulary)
-    assembly.load_configured_weights(config, detector)
-    predictor = assembly.build_predictor(config, detector, vocabulary.class_names, evaluating=False)
+    predictor = Predictor.from_config(config)
     found = progress("detecting", len(paths))(predictor.stream(paths))
     records = [_draw_detections(detections, options) for detections in found]
     report.write_json(pathlib.Path(options.output_dir) / "detections.json", records)
@@ -93,7 +90,7 @@ def _readable_images(source) -> tuple[list, list]:
 def _draw_detections(found, options) -> dict:
     """Writes the image with its boxes; returns the detections as plain values."""
     from multigrid.data.images import read_image
-    from multigrid.evaluation.pictures import class_colour, draw_boxes, save_image
+    from multigrid.pictures import class_colour, draw_boxes, save_image
 
     labels = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
     colours = [class_colour(index) for index in found.class_ids]

@@ -13,6 +13,7 @@ from multigrid.cli.options import (
     add_parser,
     add_weights,
     count,
+    emit,
     load_config,
     show_ledger,
     start_backend,
@@ -58,6 +59,7 @@ def run_probe(options) -> int:
             records.append(record)
     except probe.ProbeMismatchError as error:
         print(f"error: {error}", file=sys.stderr)
+        emit(options, {"error": str(error)})
         return FAILED
     folder = pathlib.Path(options.output_dir)
     if options.format in ("json", "both"):
@@ -69,6 +71,7 @@ def run_probe(options) -> int:
     report.say(f"written: {folder}")
     for name in broken:
         print(f"error: {name} is not finite", file=sys.stderr)
+    emit(options, {"batches": records, "not_finite": broken, "output_dir": folder})
     return FAILED if broken else OK
 
 

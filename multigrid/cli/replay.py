@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from multigrid import report
-from multigrid.cli.options import FAILED, OK, add_parser, start_backend
+from multigrid.cli.options import FAILED, OK, add_parser, emit, start_backend
 
 EXAMPLE = "multigrid replay runs/train-1/nan-epoch-3-step-17"
 
@@ -14,7 +14,6 @@ def add_verb(verbs) -> None:
     """Adds the options of `replay`."""
     parser = add_parser(verbs, "replay", run_replay, EXAMPLE)
     parser.add_argument("bundle", metavar="BUNDLE", help="the folder nan-epoch-E-step-S of a run")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
 def run_replay(options) -> int:
@@ -23,10 +22,8 @@ def run_replay(options) -> int:
     from multigrid.training.replay import not_finite, replay
 
     record = replay(options.bundle)
-    if options.json:
-        print(report.json_text({**record, "not_finite": not_finite(record)}))
-    else:
-        _show(record, not_finite(record))
+    _show(record, not_finite(record))
+    emit(options, {**record, "not_finite": not_finite(record)})
     return FAILED if record["reproduced"] else OK
 
 

@@ -12,6 +12,7 @@ from multigrid.cli.options import (
     add_config,
     add_parser,
     add_weights,
+    emit,
     load_config,
     show_ledger,
     show_metrics,
@@ -56,20 +57,39 @@ def run_train(options) -> int:
     parameters = f"{trainer.detector.count_params():,} parameters"
     report.say(f"{len(train_data.samples)} images to train, {validation}; {parameters}")
     try:
-        trainer.train()
+        history = trainer.train()
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
+        emit(options, {"error": str(error), "run_dir": trainer.run_dir})
         return FAILED
+    found = _findings(trainer, history)
     if trainer.stopped_by:
         report.say(f"stopped: {trainer.stopped_by}; go on with: multigrid train --resume {trainer.run_dir}")
+        emit(options, found)
         return OK
     if val_data is not None:
-        show_metrics("Best weights on the validation set", trainer.evaluate("val").metrics)
+        found["metrics"] = trainer.evaluate("val").metrics
+        show_metrics("Best weights on the validation set", found["metrics"])
     if options.save_weights:
         save_weights(trainer.detector, options.save_weights)
         report.say(f"weights: {options.save_weights}")
     report.say(f"run folder: {trainer.run_dir}")
+    emit(options, found | {"saved_weights": options.save_weights})
     return OK
+
+
+def _findings(trainer, history) -> dict:
+    """What --json says of a training; `metrics` and `saved_weights` are those of one that came to its end."""
+    best = trainer.run_dir / "weights" / "best.weights.h5"
+    return {
+        "run_dir": trainer.run_dir,
+        "epochs": len(history.epoch),
+        "stopped_by": trainer.stopped_by,
+        "last_epoch": {name: values[-1] for name, values in history.history.items()},
+        "best_weights": best if best.exists() else None,
+        "metrics": None,
+        "saved_weights": None,
+    }
 
 
 def _check_target(path) -> None:

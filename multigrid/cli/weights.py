@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from multigrid import report
-from multigrid.cli.options import OK, OVERRIDES, add_parser, load_config, show_ledger, start_backend
+from multigrid.cli.options import OK, OVERRIDES, add_parser, emit, load_config, show_ledger, start_backend
 from multigrid.errors import InputError
 
 NO_OTHERS = ("weights=null", "backbone_weights=null")  # only FILE is loaded
@@ -35,7 +35,7 @@ def run_weights(options) -> int:
             given = options.overrides[0] if options.overrides else "--convert"
             raise InputError(f"--config: expected a YAML file of the network for {given}, received none")
         start_backend()
-        _list_layers(options.file)
+        emit(options, _list_layers(options.file))
         return OK
     config = load_config(options, NO_OTHERS)
     start_backend()
@@ -50,10 +50,12 @@ def run_weights(options) -> int:
     show_ledger(ledger)
     if options.convert is not None:
         _convert(detector, ledger, options.convert)
+    emit(options, {**ledger.plain(), "converted": options.convert})
     return OK
 
 
-def _list_layers(path) -> None:
+def _list_layers(path) -> dict:
+    """Shows the layers of a file; returns them as plain values."""
     from multigrid.models.darknet_file import is_darknet
     from multigrid.models.weights import check_weights_file, read_stored
 
@@ -75,6 +77,19 @@ def _list_layers(path) -> None:
     report.say(f"{len(stored.layers)} layers, {len(sizes)} tensors, {sum(sizes):,} numbers, all finite")
     for note in stored.notes:
         report.say(note)
+    return {
+        "path": path,
+        "format": stored.format,
+        "layers": [
+            {
+                "place": layer.place,
+                "name": layer.name,
+                "tensors": {role: value.shape for role, value in layer.tensors.items()},
+            }
+            for layer in stored.layers
+        ],
+        "notes": stored.notes,
+    }
 
 
 def _shape(value) -> str:

@@ -22,6 +22,7 @@ from multigrid.config.values import (
     Number,
     PathRule,
     Says,
+    Scales,
     SourcePath,
     Steps,
     Text,
@@ -282,11 +283,28 @@ class DetectionConfig(_Section):
     """From raw grids to boxes."""
 
     score_threshold: Number = Field(0.001, ge=0, le=1, description="Lowest score that evaluation counts.")
+    rescore: StrictBool = Field(
+        False, description="Multiply scores by the probability of the anchor that the cell prefers."
+    )
+    suppression: Literal["nms", "soft_nms", "diou_nms", "iol_nms", "wbf", "consensus"] = Field(
+        "nms",
+        description="What becomes of boxes that say the same: the best stays, overlap being IoU (nms), distance IoU or "
+        "intersection over the larger area; or the others lose score (soft_nms); or all are fused (wbf); or the best "
+        "stays and moves to the mean of those that agree with it (consensus).",
+    )
     nms_threshold: Number = Field(
-        0.5, ge=0, le=1, description="Above this IoU the weaker of two boxes of a class goes."
+        0.5, ge=0, le=1, description="Above this overlap two boxes of a class say the same."
+    )
+    voting_threshold: Number = Field(
+        0.6, ge=0, le=1, description="With consensus: the IoU from which a box agrees with the best one."
+    )
+    soft_sigma: Number = Field(
+        0.5, gt=0, description="With soft_nms: exp(-IoU² / soft_sigma) of the weaker box's score is left."
     )
     max_detections: StrictInt = Field(300, ge=1, description="Most boxes of an image.")
     predict_threshold: Number = Field(0.25, ge=0, le=1, description="Lowest score that prediction draws and writes.")
+    flip: StrictBool = Field(False, description="Look at every image a second time, mirrored left to right.")
+    scales: Scales = Field((1.0,), description="Sizes at which every image is looked at, as multiples of input_size.")
 
 
 class OutputConfig(_Section):

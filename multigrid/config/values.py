@@ -108,6 +108,11 @@ MultiScale = Annotated[
     Annotated[tuple[Number, Number], AfterValidator(_check_low_high)] | None,
     Says("[low, high] with 0.5 <= low <= high <= 2, or null"),
 ]
+Scales = Annotated[
+    tuple[Annotated[Number, Field(ge=0.25, le=4)], ...],
+    Field(min_length=1),
+    Says("a list of numbers from 0.25 to 4", item="a number from 0.25 to 4"),
+]
 Normalization = Annotated[
     tuple[Literal["batch", "positives", "grid"], ...],
     Field(min_length=1),

@@ -1,49 +1,213 @@
-"""From scored cells to a short list of detections."""
+"""From candidates to detections: of the boxes that say the same, one is left.
+
+Every rule takes `Candidates`, sorted by score, and looks at each class by itself: a box has no effect on boxes of other
+classes. Boxes are corners (x1, y1, x2, y2) in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-MAX_CANDIDATES = 3000  # a cap on what suppression has to sort; far above the detections that are kept
+from multigrid.config import DetectionConfig
+from multigrid.detection.candidates import Candidates
+from multigrid.geometry.boxes import diou, intersection_over_larger, iou
+
+DEFAULTS = DetectionConfig()
+BLOCK = 64  # candidates that are compared with each other at once
 
 
-def candidates(boxes, scores, threshold: float):
-    """Every (cell, class) whose score passes; a cell may stand for several classes.
+class Survivors(NamedTuple):
+    """What suppression leaves, highest score first."""
 
-    Args:
-        boxes: [N, 4] float corners in pixels.
-        scores: [N, C] float in [0, 1].
-        threshold: least score.
-
-    Returns:
-        boxes [K, 4], scores [K] and classes [K] int32, highest score first; K is at most `MAX_CANDIDATES`.
-    """
-    cell, label = np.nonzero(scores >= threshold)
-    score = scores[cell, label]
-    if len(score) > MAX_CANDIDATES:
-        best = np.argpartition(-score, MAX_CANDIDATES)[:MAX_CANDIDATES]
-        cell, label, score = cell[best], label[best], score[best]
-    order = np.argsort(-score, kind="stable")
-    return boxes[cell[order]], score[order], label[order].astype("int32")
+    boxes: np.ndarray  # [D, 4] float corners in pixels
+    scores: np.ndarray  # [D] float
+    leads: np.ndarray  # [D] int: the candidate of highest score of each, by its index
 
 
-def nms(boxes, scores, classes, iou_threshold: float, max_detections: int):
-    """Class-aware greedy non-maximum suppression, by OpenCV.
+@dataclass(frozen=True)
+class Suppression:
+    """A rule and its numbers; called with candidates, it says what is left of them.
 
     Args:
-        boxes: [K, 4] float corners in pixels.
-        scores: [K] float.
-        classes: [K] int; boxes of different classes do not suppress each other.
-        iou_threshold: a box that overlaps a better one of its class by more goes.
-        max_detections: the most that are kept.
+        rule: a word of `RULES`.
+        threshold: a box that overlaps a better one of its class by more is the same object.
+        voting_threshold: IoU with the best box from which a candidate has a say in a `consensus`.
+        sigma: width of the Gaussian by which `soft_nms` lowers scores.
+
+    Raises:
+        ValueError: no such rule.
+    """
+
+    rule: str = DEFAULTS.suppression
+    threshold: float = DEFAULTS.nms_threshold
+    voting_threshold: float = DEFAULTS.voting_threshold
+    sigma: float = DEFAULTS.soft_sigma
+
+    def __post_init__(self):
+        if self.rule not in RULES:
+            raise ValueError(f"suppression: expected one of {', '.join(RULES)}, received {self.rule!r}")
+
+    def __call__(self, candidates: Candidates, limit: int | None = None, least_score: float = 0.0) -> Survivors:
+        """The survivors.
+
+        Args:
+            candidates: sorted by score, highest first.
+            limit: so many survivors at most; all if None.
+            least_score: a score that was lowered below this is none.
+        """
+        if not len(candidates.scores):
+            return Survivors(candidates.boxes, candidates.scores, np.zeros(0, "int64"))
+        found = RULES[self.rule](self, candidates, limit)
+        chosen = np.flatnonzero(found.scores >= least_score)
+        chosen = chosen[np.argsort(-found.scores[chosen], kind="stable")][:limit]
+        return Survivors(*(values[chosen] for values in found))
+
+
+def nms(options: Suppression, candidates: Candidates, limit: int | None) -> Survivors:
+    """Greedy non-maximum suppression, by OpenCV.
+
+    Whoever is best stays, and whatever overlaps it by more than the threshold goes. So the first survivors depend on
+    the first candidates alone: with a limit, no more of them are looked at than it takes.
+    """
+    corners = _apart(candidates)
+    sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    scores = candidates.scores.astype("float32")
+    everything = len(scores)
+    looked_at = everything if limit is None else min(2 * limit, everything)
+    while True:
+        kept = cv2.dnn.NMSBoxes(sides[:looked_at], scores[:looked_at], 0.0, options.threshold)
+        if looked_at == everything or len(kept) >= limit:
+            return _leads(candidates, np.sort(np.asarray(kept, "int64").reshape(-1))[:limit])
+        looked_at = min(2 * looked_at, everything)
+
+
+def diou_nms(options: Suppression, candidates: Candidates, limit: int | None) -> Survivors:
+    """Greedy suppression by distance IoU, which spares neighbours whose centres lie apart.
+
+    Source: Zheng et al. 2020 (Distance-IoU), section 3.4.
+    """
+    return _leads(candidates, _greedy(_apart(candidates), diou, options.threshold, limit)[0])
+
+
+def iol_nms(options: Suppression, candidates: Candidates, limit: int | None) -> Survivors:
+    """Greedy suppression by intersection over the larger area."""
+    return _leads(candidates, _greedy(_apart(candidates), intersection_over_larger, options.threshold, limit)[0])
+
+
+def soft_nms(options: Suppression, candidates: Candidates, limit: int | None) -> Survivors:
+    """Gaussian soft suppression: no box goes; what overlaps a better one loses score, exp(-IoU² / sigma) of it is left.
+
+    Source: Bodla et al. 2017 (Soft-NMS), equation 3.
+    """
+    scores = np.array(candidates.scores, "float64")
+    for own in _classes(candidates):
+        boxes, left = candidates.boxes[own], scores[own]
+        remains = np.exp(-(iou(boxes[:, None], boxes[None]) ** 2) / options.sigma)
+        waiting = np.ones(len(own), bool)
+        for _ in own:
+            best = int(np.where(waiting, left, -1.0).argmax())
+            waiting[best] = False
+            left[waiting] *= remains[best, waiting]
+        scores[own] = left
+    return Survivors(candidates.boxes, scores.astype(candidates.scores.dtype), np.arange(len(scores)))
+
+
+def weighted_boxes(options: Suppression, candidates: Candidates, limit: int | None) -> Survivors:
+    """Weighted box fusion: each candidate joins the cluster whose fused box it overlaps most, and moves it.
+
+    A fused box is the score-weighted mean of its members. Its score is that of the best member: the cells of one image
+    are not the independent detectors whose mean score the authors take.
+
+    Source: Solovyev et al. 2021 (Weighted boxes fusion), section 3.
+    """
+    boxes, leads = [], []
+    for own in _classes(candidates):
+        sums, weights = np.zeros((len(own), 4)), np.zeros(len(own))
+        count = 0
+        for index in own:
+            box, score = candidates.boxes[index].astype("float64"), max(float(candidates.scores[index]), 1e-9)
+            shared = iou(sums[:count] / weights[:count, None], box)
+            joined = int(shared.argmax()) if count else 0
+            if not count or shared[joined] <= options.threshold:
+                joined, count = count, count + 1
+                leads.append(index)
+            sums[joined] += score * box
+            weights[joined] += score
+        boxes.append(sums[:count] / weights[:count, None])
+    leads = np.array(leads, "int64")
+    return Survivors(np.concatenate(boxes).astype(candidates.boxes.dtype), candidates.scores[leads], leads)
+
+
+def consensus(options: Suppression, candidates: Candidates, limit: int | None) -> Survivors:
+    """Greedy suppression in which those that go have a say in where the box lies.
+
+    Whoever overlaps the survivor by at least the voting threshold is another view of the same object: the box becomes
+    the score-weighted mean of all these views. The score stays the survivor's.
+    """
+    kept, lead = _greedy(_apart(candidates), iou, options.threshold, limit)
+    member = np.flatnonzero(lead >= 0)
+    group = lead[member]
+    agrees = iou(candidates.boxes[member], candidates.boxes[kept][group]) >= options.voting_threshold
+    agrees |= member == kept[group]  # also a box without area, which overlaps nothing, not even itself
+    member, group = member[agrees], group[agrees]
+    weight = np.maximum(candidates.scores[member].astype("float64"), 1e-9)
+    total = np.bincount(group, weight, len(kept))
+    sides = [np.bincount(group, weight * candidates.boxes[member, side], len(kept)) / total for side in range(4)]
+    return Survivors(np.stack(sides, axis=1).astype(candidates.boxes.dtype), candidates.scores[kept], kept)
+
+
+RULES: dict[str, Callable[[Suppression, Candidates, int | None], Survivors]] = {
+    "nms": nms,
+    "soft_nms": soft_nms,
+    "diou_nms": diou_nms,
+    "iol_nms": iol_nms,
+    "wbf": weighted_boxes,
+    "consensus": consensus,
+}
+
+
+def _leads(candidates: Candidates, kept: np.ndarray) -> Survivors:
+    return Survivors(candidates.boxes[kept], candidates.scores[kept], kept)
+
+
+def _classes(candidates: Candidates) -> Iterator[np.ndarray]:
+    """Indices of the candidates of one class after the other, each by score."""
+    for label in np.unique(candidates.classes):
+        yield np.flatnonzero(candidates.classes == label)
+
+
+def _apart(candidates: Candidates) -> np.ndarray:
+    """Boxes [K, 4] float64 with every class moved to a place of its own, and nowhere below zero."""
+    boxes = candidates.boxes.astype("float64")
+    boxes -= np.tile(boxes[:, :2].min(axis=0), 2)
+    return boxes + (candidates.classes * (boxes.max() + 1.0))[:, None]
+
+
+def _greedy(corners: np.ndarray, overlap: Callable, threshold: float, limit: int | None) -> tuple:
+    """Greedy suppression by any overlap, block by block.
 
     Returns:
-        [D] int indices of the boxes kept, highest score first.
+        kept [D] int, the survivors in their order; lead [K] int, for every candidate the survivor (as an index into
+        `kept`) that it is or that removed it, -1 where the limit was reached before its turn.
     """
-    if len(boxes) == 0:
-        return np.zeros(0, "int64")
-    # OpenCV moves each class beyond the largest coordinate of all, which keeps them apart only where none is negative
-    corners = np.asarray(boxes, "float64")
-    sides = np.concatenate([corners[:, :2] - corners[:, :2].min(axis=0), corners[:, 2:] - corners[:, :2]], axis=1)
-    kept = cv2.dnn.NMSBoxesBatched(sides, scores.astype("float32"), classes.astype("int32"), 0.0, iou_threshold)
-    kept = np.asarray(kept, "int64").reshape(-1)
-    return kept[np.argsort(-scores[kept], kind="stable")][:max_detections]
+    kept, lead = [], np.full(len(corners), -1)
+    waiting = np.arange(len(corners))
+    while len(waiting) and (limit is None or len(kept) < limit):
+        block, waiting = waiting[:BLOCK], waiting[BLOCK:]
+        first = len(kept)
+        within = overlap(corners[block, None], corners[None, block]) > threshold
+        for index, candidate in enumerate(block):
+            if lead[candidate] < 0 and (limit is None or len(kept) < limit):
+                removed = block[index:][within[index, index:] & (lead[block[index:]] < 0)]
+                lead[removed] = lead[candidate] = len(kept)
+                kept.append(candidate)
+        across = overlap(corners[kept[first:], None], corners[None, waiting]) > threshold
+        removed = across.any(axis=0)
+        lead[waiting[removed]] = first + across[:, removed].argmax(axis=0)
+        waiting = waiting[~removed]
+    return np.array(kept, "int64"), lead

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from multigrid.detection.predictor import Predictor
+from multigrid.detection.pipeline import DetectionPipeline
 from multigrid.evaluation.evaluator import coco_metrics, to_coco_ground_truth, to_coco_results
 
 
@@ -19,7 +19,7 @@ class Evaluation:
 
 
 def evaluate(
-    predictor: Predictor,
+    predictor: DetectionPipeline,
     samples: Sequence,
     class_names: Sequence[str],
     progress: Callable[[Iterable], Iterable] = iter,

@@ -1,11 +1,12 @@
-"""Boxes and what they share, written in `keras.ops`.
+"""Boxes and what they share, written once for `keras.ops` and NumPy.
 
 Convention: a box is its corners (x1, y1, x2, y2) in pixels on the last axis; pairs of boxes broadcast against each
-other. NumPy arrays are welcome; a tensor of the backend comes back.
+other. Of NumPy arrays alone a NumPy array comes back, otherwise a tensor of the backend.
 """
 
 import math
 
+import numpy as np
 from keras import ops
 
 TINY = 1e-7  # keeps quotients and square roots of degenerate boxes finite, in value and in gradient
@@ -34,9 +35,10 @@ def intersection(first, second):
     Returns:
         [...] float, square pixels.
     """
-    width = ops.minimum(first[..., 2], second[..., 2]) - ops.maximum(first[..., 0], second[..., 0])
-    height = ops.minimum(first[..., 3], second[..., 3]) - ops.maximum(first[..., 1], second[..., 1])
-    return ops.relu(width) * ops.relu(height)
+    xp = _namespace(first, second)
+    width = xp.minimum(first[..., 2], second[..., 2]) - xp.maximum(first[..., 0], second[..., 0])
+    height = xp.minimum(first[..., 3], second[..., 3]) - xp.maximum(first[..., 1], second[..., 1])
+    return _positive(width) * _positive(height)
 
 
 def iou(first, second):
@@ -51,6 +53,20 @@ def iou(first, second):
     """
     shared = intersection(first, second)
     return shared / (areas(first) + areas(second) - shared + TINY)
+
+
+def intersection_over_larger(first, second):
+    """Intersection over the larger of the two areas, where the boxes lie; `iol` lays them on a common centre first.
+
+    Args:
+        first: [..., 4] float corners in pixels.
+        second: [..., 4] float, likewise; broadcasts against `first`.
+
+    Returns:
+        [...] float in [0, 1]; never less than the IoU.
+    """
+    larger = _namespace(first, second).maximum(areas(first), areas(second))
+    return intersection(first, second) / (larger + TINY)
 
 
 def overlaps(first, second, threshold: float):
@@ -159,11 +175,20 @@ def centers_and_sizes(boxes):
     return (boxes[..., :2] + boxes[..., 2:]) / 2.0, boxes[..., 2:] - boxes[..., :2]
 
 
+def _namespace(*arrays):
+    return np if all(isinstance(array, np.ndarray) for array in arrays) else ops
+
+
 def _sides(boxes):
-    return ops.relu(boxes[..., 2] - boxes[..., 0]), ops.relu(boxes[..., 3] - boxes[..., 1])
+    return _positive(boxes[..., 2] - boxes[..., 0]), _positive(boxes[..., 3] - boxes[..., 1])
+
+
+def _positive(values):
+    return np.maximum(values, 0.0) if isinstance(values, (np.ndarray, np.number)) else ops.relu(values)
 
 
 def _enclosing_sides(first, second):
-    width = ops.maximum(first[..., 2], second[..., 2]) - ops.minimum(first[..., 0], second[..., 0])
-    height = ops.maximum(first[..., 3], second[..., 3]) - ops.minimum(first[..., 1], second[..., 1])
+    xp = _namespace(first, second)
+    width = xp.maximum(first[..., 2], second[..., 2]) - xp.minimum(first[..., 0], second[..., 0])
+    height = xp.maximum(first[..., 3], second[..., 3]) - xp.minimum(first[..., 1], second[..., 1])
     return width, height

@@ -8,6 +8,7 @@ them into the [row, column] of a grid.
 import math
 from typing import NamedTuple
 
+import numpy as np
 from keras import ops
 
 STRIDES = (32, 16, 8)  # input pixels a cell of each grid, coarse to fine
@@ -81,6 +82,20 @@ def layout_of(outputs, strides) -> CellLayout:
         ops.cast(ops.concatenate(pixels, axis=0), "float32"),
         ops.concatenate(scales, axis=0),
     )
+
+
+def cell_corners(size: tuple[int, int], strides=STRIDES) -> tuple:
+    """Where the cells of all scales lie in an input of this (height, width), in the order of the flattened grids.
+
+    Returns:
+        [N, 4] float32 corners in input pixels, and [N] int64 the scale of each, as NumPy arrays.
+    """
+    corners, scales = [], []
+    for scale, stride in enumerate(strides):
+        row, column = np.indices((size[0] // stride, size[1] // stride)).reshape(2, -1)
+        corners.append(np.stack([column, row, column + 1, row + 1], axis=-1) * stride)
+        scales.append(np.full(len(row), scale))
+    return np.concatenate(corners).astype("float32"), np.concatenate(scales)
 
 
 def flatten(outputs):

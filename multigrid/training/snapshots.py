@@ -7,8 +7,8 @@ import numpy as np
 from keras import ops
 
 from multigrid.data.images import read_image
-from multigrid.evaluation.pictures import class_colour, contact_sheet, draw_boxes, draw_cells, save_image
-from multigrid.geometry import cells as cell_geometry
+from multigrid.geometry.cells import cell_corners
+from multigrid.pictures import class_colour, contact_sheet, draw_boxes, draw_cells, save_image
 
 COLUMNS = 4
 MOST = 8  # images on a sheet
@@ -90,11 +90,9 @@ def _shrunk(image: np.ndarray, longest_side: int | None) -> tuple:
 def _answering_cells(images, truth, detector) -> list:
     """For each image and object [M] the corners of the cells that answer for it, in input pixels."""
     outputs = detector(images, training=False)
-    layout = cell_geometry.layout_of(outputs, detector.strides)
     targets = detector.criterion.encode(truth, outputs)
-    xy, stride = (ops.convert_to_numpy(values) for values in (layout.xy, layout.stride))
     cell, positive = (ops.convert_to_numpy(values) for values in (targets.cell, targets.positive))
-    corners = np.concatenate([xy, xy + 1], axis=1) * stride[:, None]
+    corners, _ = cell_corners(images.shape[1:3], detector.strides)
     return [
         [corners[cell[row, number][positive[row, number]]] for number in range(cell.shape[1])]
         for row in range(len(images))

@@ -19,6 +19,7 @@ from multigrid.evaluation.run import evaluate
 from multigrid.geometry.anchors import write_anchors
 from multigrid.models.blocks import blocks_of
 from multigrid.models.weights import load_weights
+from multigrid.prediction.predictor import Predictor
 from multigrid.training import callbacks as watch
 from multigrid.training import run_callbacks, snapshots
 from multigrid.training.callback_list import build_callbacks, check_callbacks
@@ -265,7 +266,7 @@ class MultiGridTrainer:
         """
         key = id(self.detector), evaluating
         if key not in self._predictors:
-            made = assembly.build_predictor(self.config, self.detector, self.class_names, evaluating=evaluating)
+            made = Predictor.of(self.config, self.detector, self.class_names, evaluating=evaluating)
             self._predictors[key] = made
         return self._predictors[key]
 

@@ -1,0 +1,250 @@
+"""Images in, detections in the images' own pixels out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from multigrid.config import DetectionConfig
+from multigrid.data.images import Letterbox, image_size, read_image
+from multigrid.detection.candidates import Candidates, best_candidates, passing
+from multigrid.detection.decode import with_decoder
+from multigrid.detection.detections import Detections
+from multigrid.detection.suppression import Suppression, Survivors
+from multigrid.detection.trace import Trace
+from multigrid.errors import InputError
+from multigrid.geometry.boxes import iou
+from multigrid.geometry.cells import cell_corners
+
+DEFAULTS = DetectionConfig()
+LEAST_SIDE = 1e-3  # pixels; what files can tell of a side
+
+
+class View(NamedTuple):
+    """One way to look at an image."""
+
+    size: tuple  # (height, width) of the network's input in pixels
+    flipped: bool  # left to right
+
+
+class Loaded(NamedTuple):
+    """One image, ready for the network."""
+
+    path: str
+    size: tuple  # (height, width) of the upright image
+    image: np.ndarray | None  # the upright image, where it came as an array
+    views: list  # uint8 RGB [height, width, 3], one a view
+
+
+class DetectionPipeline:
+    """Letterbox, detector, decoding, suppression, and back to the image's own pixels.
+
+    Args:
+        detector: a `MultiGridDetector`.
+        class_names: one a class.
+        input_size: (height, width) in pixels, multiples of 32.
+        score_threshold: least objectness × class of a detection.
+        rescore: whether the score is also multiplied by the probability of the anchor that the cell prefers.
+        suppression: what becomes of boxes that say the same, a word of `suppression.RULES`.
+        nms_threshold: overlap above which two boxes of a class say the same.
+        voting_threshold: see `Suppression`.
+        soft_sigma: see `Suppression`.
+        max_detections: the most an image can have.
+        flip: whether to look at every image a second time, mirrored; all views share one suppression.
+        scales: multiples of `input_size` at which to look at every image, rounded to whole cells.
+        batch_size: images a forward pass.
+
+    Raises:
+        ValueError: an input size or a number of class names that does not suit the detector.
+    """
+
+    def __init__(
+        self,
+        detector,
+        class_names,
+        input_size: tuple[int, int],
+        *,
+        score_threshold: float = DEFAULTS.predict_threshold,
+        rescore: bool = DEFAULTS.rescore,
+        suppression: str = DEFAULTS.suppression,
+        nms_threshold: float = DEFAULTS.nms_threshold,
+        voting_threshold: float = DEFAULTS.voting_threshold,
+        soft_sigma: float = DEFAULTS.soft_sigma,
+        max_detections: int = DEFAULTS.max_detections,
+        flip: bool = DEFAULTS.flip,
+        scales: tuple[float, ...] = DEFAULTS.scales,
+        batch_size: int = 8,
+    ):
+        coarsest = detector.strides[0]
+        if any(side % coarsest for side in input_size):
+            raise ValueError(f"input_size: expected multiples of {coarsest}, received {tuple(input_size)}")
+        if len(class_names) != detector.num_classes:
+            raise ValueError(f"class_names: expected {detector.num_classes} names, received {len(class_names)}")
+        self.model = with_decoder(detector, rescore=rescore)
+        self.class_names = tuple(class_names)
+        self.input_size = tuple(input_size)
+        self.score_threshold = score_threshold
+        self.suppression = Suppression(suppression, nms_threshold, voting_threshold, soft_sigma)
+        self.max_detections, self.batch_size = max_detections, batch_size
+        sizes = [tuple(max(1, round(side * scale / coarsest)) * coarsest for side in input_size) for scale in scales]
+        self.views = [View(size, flipped) for size in dict.fromkeys(sizes) for flipped in (False, True)[: 1 + flip]]
+        self._strides = detector.strides
+        corners, scale = zip(*(cell_corners(view.size, detector.strides) for view in self.views), strict=True)
+        self._cell_corners, self._cell_scale = corners, np.concatenate(scale)
+
+    def new_trace(self, thresholds) -> Trace:
+        """A `Trace` for this pipeline, counting at these scores."""
+        return Trace(len(self.class_names), self._strides, thresholds)
+
+    def stream(
+        self,
+        sources: Iterable,
+        *,
+        on_broken: Callable[[InputError], None] | None = None,
+        cells: bool = False,
+        trace: Trace | None = None,
+    ) -> Iterator[Detections]:
+        """Detections of many images, in their order, reading ahead while the network works.
+
+        Args:
+            sources: paths or uint8 RGB arrays [height, width, 3].
+            on_broken: called with what is wrong with an image that cannot be read, which is then left out.
+            cells: whether the detections tell the cells that say so.
+            trace: counts where detections are lost.
+
+        Yields:
+            `Detections`, one an image.
+
+        Raises:
+            InputError: an image that cannot be read, by name, where `on_broken` is None.
+        """
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            batches = _batched(sources, self.batch_size)
+            ahead = [pool.submit(self._load, batch, on_broken is None) for batch in itertools.islice(batches, 2)]
+            size = None
+            while ahead:
+                loaded = ahead.pop(0).result()
+                size = size or len(loaded)
+                following = next(batches, None)
+                if following is not None:
+                    ahead.append(pool.submit(self._load, following, on_broken is None))
+                for error in loaded:
+                    if isinstance(error, InputError):
+                        on_broken(error)
+                images = [image for image in loaded if isinstance(image, Loaded)]
+                if images:
+                    yield from self._detect(images, size, cells, trace)
+
+    def _load(self, batch, strict: bool) -> list:
+        return [self._load_one(source, strict) for source in batch]
+
+    def _load_one(self, source, strict: bool) -> Loaded | InputError:
+        sizes = list(dict.fromkeys(view.size for view in self.views))
+        try:
+            path, size, image = _opened(source, sizes)
+        except InputError as error:
+            if strict:
+                raise
+            return error
+        letterboxed = {target: Letterbox.fit(size, target).apply_image(image) for target in sizes}
+        views = [letterboxed[view.size][:, ::-1] if view.flipped else letterboxed[view.size] for view in self.views]
+        return Loaded(path, size, None if path else image, views)
+
+    def _detect(self, loaded, size, cells, trace) -> Iterator[Detections]:
+        decoded = [self._forward([one.views[index] for one in loaded], size) for index in range(len(self.views))]
+        for row, one in enumerate(loaded):
+            yield self._detections(
+                [{name: part[row] for name, part in view.items()} for view in decoded], one, cells, trace
+            )
+
+    def _forward(self, images, size) -> dict:
+        images = np.stack(images)
+        missing = size - len(images)
+        if missing > 0:  # a batch that is shorter than the first would compile the network a second time
+            images = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
+        return self.model.predict_on_batch(images)
+
+    def _detections(self, decoded, one: Loaded, cells: bool, trace: Trace | None) -> Detections:
+        boxes = np.concatenate([self._undone(view["boxes"], index, one.size) for index, view in enumerate(decoded)])
+        scores = decoded[0]["scores"] if len(decoded) == 1 else np.concatenate([view["scores"] for view in decoded])
+        candidates = self._candidates(boxes, scores, one.size, trace)
+        limit = self.max_detections if trace is None else None
+        kept = self.suppression(candidates, limit, self.score_threshold)
+        if trace is not None:
+            trace.add_cells(self._cell_scale, np.concatenate([view["objectness"] for view in decoded]), scores)
+            self._count(trace, "suppression", candidates, kept)
+            kept = Survivors(*(values[: self.max_detections] for values in kept))
+            self._count(trace, "cap", candidates, kept)
+        found = candidates.cells[kept.leads]
+        return Detections(
+            np.clip(kept.boxes, 0, one.size[::-1] * 2).astype("float32"),
+            kept.scores.astype("float32"),
+            candidates.classes[kept.leads],
+            self.class_names,
+            one.size,
+            one.path,
+            np.asarray(self._strides, "int32")[self._cell_scale[found]],
+            self._answering_cells(candidates, kept, one.size) if cells else None,
+            one.image,
+        )
+
+    def _undone(self, boxes, index: int, size) -> np.ndarray:
+        """Boxes of a view in pixels of the image, not clipped."""
+        view = self.views[index]
+        if view.flipped:
+            boxes = boxes[:, [2, 1, 0, 3]] * np.float32([-1, 1, -1, 1]) + np.float32([view.size[1], 0, view.size[1], 0])
+        return Letterbox.fit(size, view.size).undo_boxes(boxes, clip=False)
+
+    def _candidates(self, boxes, scores, size, trace: Trace | None) -> Candidates:
+        cells, classes = passing(scores, self.score_threshold)
+        sees = _in_image(boxes, size)[cells]
+        seen, seen_classes = cells[sees], classes[sees]
+        candidates = best_candidates(boxes, scores, seen, seen_classes)
+        if trace is not None:
+            trace.add("score", self._cell_scale[cells], classes, scores[cells, classes])
+            trace.add("box", self._cell_scale[seen], seen_classes, scores[seen, seen_classes])
+            trace.add("candidate", self._cell_scale[candidates.cells], candidates.classes, candidates.scores)
+        return candidates
+
+    def _count(self, trace: Trace, step: str, candidates: Candidates, kept: Survivors) -> None:
+        scale = self._cell_scale[candidates.cells[kept.leads]]
+        trace.add(step, scale, candidates.classes[kept.leads], kept.scores)
+
+    def _answering_cells(self, candidates: Candidates, kept: Survivors, size) -> tuple:
+        """For each survivor the corners, in pixels of the image, of the cells whose boxes of its class it covers."""
+        corners = [self._undone(corners, index, size) for index, corners in enumerate(self._cell_corners)]
+        corners = np.clip(np.concatenate(corners), 0, size[::-1] * 2)
+        found = []
+        for lead, box in zip(kept.leads, kept.boxes, strict=True):
+            agree = (candidates.classes == candidates.classes[lead]) & (
+                iou(candidates.boxes, box) > self.suppression.threshold
+            )
+            agree[lead] = True
+            found.append(corners[np.unique(candidates.cells[agree])].astype("float32"))
+        return tuple(found)
+
+
+def _opened(source, sizes) -> tuple:
+    """Path, (height, width) and pixels of a path or an array; a JPEG perhaps no larger than the sizes need."""
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
+            raise TypeError(f"image: expected uint8 [height, width, 3], received {source.dtype} {source.shape}")
+        return "", source.shape[:2], source
+    size = image_size(source)
+    needed = np.max([Letterbox.fit(size, target).resized_size for target in sizes], axis=0)
+    return str(source), size, read_image(source, at_least=tuple(int(side) for side in needed))
+
+
+def _in_image(boxes, size) -> np.ndarray:
+    """Whether a box [N, 4] is finite and more than a line of it lies in an image of this (height, width)."""
+    clipped = np.clip(boxes, 0, size[::-1] * 2)  # what is not a number stays so, and is not larger than anything
+    return np.all(clipped[:, 2:] - clipped[:, :2] > LEAST_SIDE, axis=1) & np.all(np.isfinite(boxes), axis=1)
+
+
+def _batched(items: Iterable, size: int) -> Iterator[list]:
+    iterator = iter(items)
+    return iter(lambda: list(itertools.islice(iterator, size)), [])

@@ -1,0 +1,1 @@
+"""A trained detector at work: from whatever holds images to detections, pictures and files."""
