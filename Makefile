@@ -14,8 +14,9 @@ CHECK := import sys; v = sys.version_info[:2]; \
 	sys.exit(None if (3, 10) <= v <= (3, 13) else "%s: expected Python 3.10 to 3.13, received %d.%d" % ((sys.executable,) + v))
 HINT := { echo "name another interpreter, as in: make quickstart PYTHON=python3.12 (after 'make clean' if there is a .venv)" >&2; exit 1; }
 
-# A test is mostly Python that traces a graph: one process a core, which keeps the fixtures of a file together.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+# A test is mostly Python that traces a graph: one process a core, which keeps the fixtures of a file
+# together. The files come in the order of conftest.py, the longest first.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Albumentations asks the network for a newer version of itself at import; nothing here needs the answer.
 export NO_ALBUMENTATIONS_UPDATE := 1

@@ -12,6 +12,15 @@ import pytest
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 
 
+# Whole trainings in processes of their own: minutes each. Begun last, one of them would leave the other workers idle.
+LONGEST = ("test_killed_runs.py", "test_resume.py", "test_devices.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """A function from the name of a real data set to its folder; skips the test where the set is not there."""

@@ -1,56 +1,34 @@
-"""Candidates and suppression, by hand-made boxes."""
+"""Suppression rules, by hand-made boxes and by the definition."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multigrid.detection import suppression
-from multigrid.detection.suppression import candidates, nms
+from multigrid.detection.candidates import Candidates
+from multigrid.detection.suppression import RULES, Suppression
+
+GREEDY = ("nms", "diou_nms", "iol_nms")
 
 
 def boxes_of(*corners):
     return np.array(corners, "float32").reshape(-1, 4)
 
 
-def keep(boxes, scores, classes, threshold=0.5, most=100):
-    return nms(boxes, np.array(scores, "float32"), np.array(classes, "int32"), threshold, most).tolist()
+def sorted_candidates(boxes, scores, classes):
+    """The candidates by score, and the place that each had."""
+    scores = np.array(scores, "float32")
+    order = np.argsort(-scores, kind="stable")
+    classes = np.array(classes, "int32")[order]
+    return Candidates(np.asarray(boxes, "float32")[order], scores[order], classes, order), order
 
 
-# --- candidates
-
-
-def test_a_cell_stands_for_every_class_that_passes():
-    boxes = boxes_of((0, 0, 10, 20), (5, 1, 25, 11), (3, 3, 4, 9))
-    scores = np.array([[0.2, 0.7], [0.6, 0.9], [0.1, 0.29]], "float32")
-    found, score, label = candidates(boxes, scores, 0.3)
-    np.testing.assert_array_equal(found, boxes[[1, 0, 1]])
-    np.testing.assert_array_equal(score, np.array([0.9, 0.7, 0.6], "float32"))
-    assert (label.tolist(), label.dtype) == ([1, 1, 0], np.int32)
-
-
-def test_the_threshold_is_the_least_score_that_passes():
-    scores = np.array([[0.25, np.nextafter(np.float32(0.25), np.float32(0))]], "float32")
-    assert candidates(boxes_of((0, 0, 9, 5)), scores, 0.25)[2].tolist() == [0]
-
-
-def test_nothing_passes_and_nothing_breaks():
-    boxes, scores, classes = candidates(boxes_of((0, 0, 9, 5)), np.zeros((1, 4), "float32"), 0.5)
-    assert (boxes.shape, scores.shape, classes.shape) == ((0, 4), (0,), (0,))
-    assert nms(boxes, scores, classes, 0.5, 10).shape == (0,)
-
-
-def test_of_too_many_candidates_the_best_are_taken(monkeypatch):
-    monkeypatch.setattr(suppression, "MAX_CANDIDATES", 5)
-    scores = np.random.default_rng(3).random((40, 3), dtype="float32")
-    boxes = np.arange(160, dtype="float32").reshape(40, 4)
-    found, score, label = candidates(boxes, scores, 0.1)
-    best = np.sort(scores.ravel())[::-1][:5]
-    np.testing.assert_array_equal(score, best)
-    np.testing.assert_array_equal(scores[found[:, 0].astype(int) // 4, label], best)
-
-
-# --- suppression
+def keep(boxes, scores, classes, threshold=0.5, most=None, rule="nms"):
+    """The places of the boxes that survive, best first."""
+    candidates, order = sorted_candidates(boxes, scores, classes)
+    found = Suppression(rule, threshold)(candidates, most)
+    np.testing.assert_array_equal(found.boxes, candidates.boxes[found.leads])
+    return order[found.leads].tolist()
 
 
 def test_the_weaker_of_two_that_overlap_goes():
@@ -91,7 +69,19 @@ def overlap(one, other):
     return shared / (np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - shared)
 
 
-def greedy(boxes, scores, classes, threshold):
+def shared_of_larger(one, other):
+    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[2:], other[2:])
+    shared = np.prod(np.clip(high - low, 0, None))
+    return shared / max(np.prod(one[2:] - one[:2]), np.prod(other[2:] - other[:2]))
+
+
+def less_the_distance(one, other):
+    hull = np.maximum(one[2:], other[2:]) - np.minimum(one[:2], other[:2])
+    apart = (one[:2] + one[2:] - other[:2] - other[2:]) / 2
+    return overlap(one, other) - np.sum(apart**2) / np.sum(hull**2)
+
+
+def greedy(boxes, scores, classes, threshold, overlap=overlap):
     """The definition, one pair at a time."""
     kept = []
     for index in np.argsort(-scores, kind="stable"):
@@ -100,18 +90,127 @@ def greedy(boxes, scores, classes, threshold):
     return kept
 
 
-@given(seed=st.integers(0, 10**6), count=st.integers(1, 40), threshold=st.sampled_from([0.1, 0.37, 0.6]))
-@settings(max_examples=60, deadline=None)
-def test_it_is_the_greedy_suppression_of_the_definition(seed, count, threshold):
+MEASURES = {"nms": overlap, "iol_nms": shared_of_larger, "diou_nms": less_the_distance, "consensus": overlap}
+
+
+def crowd(seed, count):
+    """Boxes that overlap much, three classes, no two scores alike, best first."""
     rng = np.random.default_rng(seed)
     corner, size = rng.uniform(-60, 90, (count, 2)), rng.uniform(5, 80, (count, 2)) * (1.0, 0.6)
-    boxes = np.concatenate([corner, corner + size], axis=1)
-    scores = rng.permutation(count) / count + 0.01
-    classes = rng.integers(0, 3, count)
-    assert keep(boxes, scores, classes, threshold) == greedy(boxes, scores, classes, threshold)
+    boxes = np.concatenate([corner, corner + size], axis=1).astype("float32").astype("float64")
+    return boxes, (np.arange(count, 0, -1) / count).astype("float32"), rng.integers(0, 3, count)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_scores_of_any_float_type_do(dtype):
-    found = nms(boxes_of((0, 0, 10, 20), (1, 0, 11, 20)), np.array([0.5, 0.75], dtype), np.zeros(2, "int64"), 0.5, 9)
-    assert found.tolist() == [1]
+@given(
+    seed=st.integers(0, 10**6),
+    # above 64 the blocks of one class meet those of another
+    count=st.one_of(st.integers(1, 40), st.integers(60, 150)),
+    threshold=st.sampled_from([0.1, 0.37, 0.6]),
+    rule=st.sampled_from(sorted(MEASURES)),
+    limit=st.sampled_from([None, 1, 7, 30]),
+)
+@settings(max_examples=80, deadline=None)
+def test_it_is_the_greedy_suppression_of_the_definition(seed, count, threshold, rule, limit):
+    boxes, scores, classes = crowd(seed, count)
+    candidates, _ = sorted_candidates(boxes, scores, classes)
+    found = Suppression(rule, threshold)(candidates, limit)
+    assert found.leads.tolist() == greedy(boxes, scores, classes, threshold, MEASURES[rule])[:limit]
+
+
+def test_distance_iou_spares_neighbours_and_intersection_over_larger_spares_nobody():
+    # 30 x 20 and the same moved right by 9: IoU 420 / 780 = 0.538; enclosing 39 x 20, so
+    # DIoU = 0.538 - 81 / 1921 = 0.496; intersection over larger = 420 / 600 = 0.7
+    boxes, scores, classes = boxes_of((0, 0, 30, 20), (9, 0, 39, 20)), [0.9, 0.8], [1, 1]
+    assert keep(boxes, scores, classes, 0.5, rule="nms") == [0]
+    assert keep(boxes, scores, classes, 0.5, rule="diou_nms") == [0, 1]
+    assert keep(boxes, scores, classes, 0.6, rule="nms") == [0, 1]
+    assert keep(boxes, scores, classes, 0.6, rule="iol_nms") == [0]
+
+
+# --- rules that move boxes or scores
+
+
+def test_soft_suppression_lowers_the_score_by_the_gaussian_of_the_overlap():
+    # IoU .667 with the first; another class and a box apart keep their scores
+    boxes = boxes_of((0, 0, 10, 20), (2, 0, 12, 20), (2, 0, 12, 20), (50, 0, 60, 20))
+    candidates, _ = sorted_candidates(boxes, [0.9, 0.8, 0.7, 0.6], [0, 0, 1, 0])
+    found = Suppression("soft_nms", sigma=0.4)(candidates)
+    # .8 exp(-(2 / 3)^2 / .4) = .8 x .329193 = .263354
+    assert found.leads.tolist() == [0, 2, 3, 1]
+    np.testing.assert_allclose(found.scores, [0.9, 0.7, 0.6, 0.263354], atol=1e-5)
+    kept = Suppression("soft_nms", sigma=0.4)(candidates, least_score=0.3)
+    assert kept.leads.tolist() == [0, 2, 3]
+    assert Suppression("soft_nms", sigma=0.4)(candidates, 2).leads.tolist() == [0, 2]
+
+
+def test_soft_suppression_asks_who_is_best_after_every_step():
+    # the second loses to the first, so the third, which overlaps only the second, is next and is lowered by nobody
+    boxes = boxes_of((0, 0, 10, 20), (4, 0, 14, 20), (9, 0, 19, 20))
+    candidates, _ = sorted_candidates(boxes, [0.9, 0.6, 0.5], [0, 0, 0])
+    found = Suppression("soft_nms", sigma=0.2)(candidates)
+    # IoU of first and second 120 / 280 = .428571: .6 exp(-.918367) = .239523; of first and third 20 / 380 = .052632:
+    # .5 exp(-.013850) = .493123, which is best now; second and third 100 / 300: .239523 exp(-.555556) = .137423
+    assert found.leads.tolist() == [0, 2, 1]
+    np.testing.assert_allclose(found.scores, [0.9, 0.493123, 0.137423], atol=1e-5)
+
+
+def test_consensus_moves_the_best_box_to_the_mean_of_those_that_agree_with_it():
+    # against the first: IoU .667 and .538 (moved by 3: 140 / 260) go and have a say; .429 (moved by 4: 120 / 280) and
+    # another class stay; the last (moved by 6) goes to the fourth, 160 / 240
+    boxes = boxes_of((0, 0, 10, 20), (2, 0, 12, 20), (3, 0, 13, 20), (4, 0, 14, 20), (1, 5, 11, 25), (6, 0, 16, 20))
+    candidates, _ = sorted_candidates(boxes, [0.9, 0.6, 0.5, 0.4, 0.3, 0.2], [0, 0, 0, 0, 1, 0])
+    found = Suppression("consensus", 0.5)(candidates)
+    assert found.leads.tolist() == [0, 3, 4]
+    # x1 = (0 x .81 + 2 x .36 + 3 x .25) / 1.42 = 1.035211 and (4 x .16 + 6 x .04) / .2 = 4.4
+    expected = [(1.035211, 0, 11.035211, 20), (4.4, 0, 14.4, 20), (1, 5, 11, 25)]
+    np.testing.assert_allclose(found.boxes, expected, atol=1e-5)
+    np.testing.assert_allclose(found.scores, [0.9, 0.4, 0.3], atol=1e-6)
+
+
+def test_fused_boxes_move_with_every_member_that_joins_them():
+    # The third, moved by 4, overlaps the first by 120 / 280 = .43 alone, and the fused box of the first two, moved by
+    # 2 x .6 / 1.5 = .8, by (10 - 3.2) x 20 / (400 - 136) = .515: it joins.
+    boxes = boxes_of((0, 0, 10, 20), (2, 0, 12, 20), (4, 0, 14, 20), (0, 0, 10, 20))
+    candidates, _ = sorted_candidates(boxes, [0.9, 0.6, 0.5, 0.4], [0, 0, 0, 1])
+    found = Suppression("wbf", 0.5)(candidates)
+    assert found.leads.tolist() == [0, 3]
+    # x1 = (0 x .9 + 2 x .6 + 4 x .5) / 2 = 1.6
+    np.testing.assert_allclose(found.boxes, [(1.6, 0, 11.6, 20), (0, 0, 10, 20)], atol=1e-5)
+    np.testing.assert_allclose(found.scores, [0.9, 0.4], atol=1e-6)
+
+
+# --- every rule
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("limit", [None, 5, 1000])
+def test_every_rule_keeps_order_limit_and_classes_apart(rule, limit):
+    boxes, scores, classes = crowd(5, 90)
+    candidates, _ = sorted_candidates(boxes, scores, classes)
+    found = Suppression(rule)(candidates, limit, least_score=0.05)
+    assert 0 < len(found.leads) <= min(limit or 90, 90)
+    assert np.all(np.diff(found.scores) <= 0) and found.scores.min() >= 0.05
+    assert found.leads[0] == 0 and len(set(found.leads.tolist())) == len(found.leads)
+    assert (found.boxes.dtype, found.scores.dtype) == (np.float32, np.float32)
+    for label in range(3):
+        own = np.flatnonzero(classes == label)
+        alone, _ = sorted_candidates(boxes[own], scores[own], classes[own])
+        without = Suppression(rule)(alone, None, least_score=0.05)
+        together = Suppression(rule)(candidates, None, least_score=0.05)
+        same = classes[together.leads] == label
+        assert own[without.leads].tolist() == together.leads[same].tolist()
+        np.testing.assert_allclose(without.boxes, together.boxes[same], atol=1e-3)
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_nothing_and_boxes_without_area_break_no_rule(rule):
+    empty = Candidates(boxes_of(), np.zeros(0, "float32"), np.zeros(0, "int32"), np.zeros(0, "int64"))
+    assert [len(part) for part in Suppression(rule)(empty, 10)] == [0, 0, 0]
+    candidates, _ = sorted_candidates(boxes_of((5, 5, 5, 9), (5, 5, 5, 9), (1, 2, 9, 4)), [0.9, 0.0, 0.5], [0, 0, 0])
+    found = Suppression(rule)(candidates)
+    assert np.isfinite(found.boxes).all() and np.isfinite(found.scores).all() and len(found.leads) >= 2
+
+
+def test_a_rule_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="suppression: expected one of nms, soft_nms, .*, received 'hard'"):
+        Suppression("hard")

@@ -287,16 +287,13 @@ class DetectionConfig(_Section):
         False, description="Multiply scores by the probability of the anchor that the cell prefers."
     )
     suppression: Literal["nms", "soft_nms", "diou_nms", "iol_nms", "wbf", "consensus"] = Field(
-        "nms",
-        description="What becomes of boxes that say the same: the best stays, overlap being IoU (nms), distance IoU or "
-        "intersection over the larger area; or the others lose score (soft_nms); or all are fused (wbf); or the best "
-        "stays and moves to the mean of those that agree with it (consensus).",
+        "consensus",
+        description="What becomes of boxes that say the same: the best stays and moves to their mean (consensus); or "
+        "stays where it is, overlap being IoU (nms), distance IoU or intersection over the larger area; or the others "
+        "lose score (soft_nms); or all are fused one by one (wbf).",
     )
     nms_threshold: Number = Field(
         0.5, ge=0, le=1, description="Above this overlap two boxes of a class say the same."
-    )
-    voting_threshold: Number = Field(
-        0.6, ge=0, le=1, description="With consensus: the IoU from which a box agrees with the best one."
     )
     soft_sigma: Number = Field(
         0.5, gt=0, description="With soft_nms: exp(-IoU² / soft_sigma) of the weaker box's score is left."

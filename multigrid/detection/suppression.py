@@ -36,7 +36,6 @@ class Suppression:
     Args:
         rule: a word of `RULES`.
         threshold: a box that overlaps a better one of its class by more is the same object.
-        voting_threshold: IoU with the best box from which a candidate has a say in a `consensus`.
         sigma: width of the Gaussian by which `soft_nms` lowers scores.
 
     Raises:
@@ -45,7 +44,6 @@ class Suppression:
 
     rule: str = DEFAULTS.suppression
     threshold: float = DEFAULTS.nms_threshold
-    voting_threshold: float = DEFAULTS.voting_threshold
     sigma: float = DEFAULTS.soft_sigma
 
     def __post_init__(self):
@@ -146,16 +144,14 @@ def weighted_boxes(options: Suppression, candidates: Candidates, limit: int | No
 def consensus(options: Suppression, candidates: Candidates, limit: int | None) -> Survivors:
     """Greedy suppression in which those that go have a say in where the box lies.
 
-    Whoever overlaps the survivor by at least the voting threshold is another view of the same object: the box becomes
-    the score-weighted mean of all these views. The score stays the survivor's.
+    Whoever a survivor removes is another view of the same object, as the nine cells around a centre are: the box becomes
+    the mean of all these views, weighed by the square of their scores (measured: better than the score itself, and than
+    its cube). The score stays the survivor's.
     """
     kept, lead = _greedy(_apart(candidates), iou, options.threshold, limit)
     member = np.flatnonzero(lead >= 0)
     group = lead[member]
-    agrees = iou(candidates.boxes[member], candidates.boxes[kept][group]) >= options.voting_threshold
-    agrees |= member == kept[group]  # also a box without area, which overlaps nothing, not even itself
-    member, group = member[agrees], group[agrees]
-    weight = np.maximum(candidates.scores[member].astype("float64"), 1e-9)
+    weight = np.maximum(candidates.scores[member].astype("float64"), 1e-9) ** 2
     total = np.bincount(group, weight, len(kept))
     sides = [np.bincount(group, weight * candidates.boxes[member, side], len(kept)) / total for side in range(4)]
     return Survivors(np.stack(sides, axis=1).astype(candidates.boxes.dtype), candidates.scores[kept], kept)
@@ -199,15 +195,26 @@ def _greedy(corners: np.ndarray, overlap: Callable, threshold: float, limit: int
     waiting = np.arange(len(corners))
     while len(waiting) and (limit is None or len(kept) < limit):
         block, waiting = waiting[:BLOCK], waiting[BLOCK:]
-        first = len(kept)
         within = overlap(corners[block, None], corners[None, block]) > threshold
-        for index, candidate in enumerate(block):
-            if lead[candidate] < 0 and (limit is None or len(kept) < limit):
-                removed = block[index:][within[index, index:] & (lead[block[index:]] < 0)]
-                lead[removed] = lead[candidate] = len(kept)
-                kept.append(candidate)
-        across = overlap(corners[kept[first:], None], corners[None, waiting]) > threshold
-        removed = across.any(axis=0)
-        lead[waiting[removed]] = first + across[:, removed].argmax(axis=0)
+        survivors = _survivors(within, None if limit is None else limit - len(kept))
+        across = overlap(corners[block[survivors], None], corners[None, waiting]) > threshold
+        for members, removes in ((block, within[survivors]), (waiting, across)):
+            removed = removes.any(axis=0)
+            lead[members[removed]] = len(kept) + removes[:, removed].argmax(axis=0)
         waiting = waiting[~removed]
+        lead[block[survivors]] = len(kept) + np.arange(len(survivors))
+        kept.extend(block[survivors])
     return np.array(kept, "int64"), lead
+
+
+def _survivors(removes: np.ndarray, limit: int | None) -> list:
+    """The indices that survive where [n, n] bool says who would remove whom, the first ones first; so many at most."""
+    rows = [int.from_bytes(row.tobytes(), "little") for row in np.packbits(removes, axis=1, bitorder="little")]
+    gone, survivors = 0, []
+    for index, row in enumerate(rows):  # a number of Python as a set of bits: an array operation each would cost more
+        if not gone >> index & 1:
+            survivors.append(index)
+            gone |= row
+            if len(survivors) == limit:
+                break
+    return survivors
