@@ -4,7 +4,8 @@ import typing
 
 import pytest
 
-from multigrid.config import LossConfig, ModelConfig, TrainingConfig, values
+from multigrid.config import DetectionConfig, LossConfig, ModelConfig, TrainingConfig, values
+from multigrid.detection import suppression
 from multigrid.geometry import cells
 from multigrid.losses import components, multigrid_loss, targets
 from multigrid.models import head
@@ -34,6 +35,7 @@ PAIRS = [
     (ModelConfig, "neck", head.CONVOLUTIONS),
     (ModelConfig, "offset_activation", cells.OFFSET_ACTIVATIONS),
     (TrainingConfig, "optimizer", optimizers.OPTIMIZERS),
+    (DetectionConfig, "suppression", suppression.RULES),
 ]
 
 

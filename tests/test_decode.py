@@ -89,6 +89,18 @@ def test_the_score_is_objectness_times_the_sigmoid_of_each_class():
     np.testing.assert_allclose(scores[0], 0.25, atol=1e-6)
 
 
+def test_rescored_it_is_times_the_probability_of_the_preferred_anchor_too():
+    grids = empty_grids()
+    grids[1][0, 2, 4, 4] = 2.0
+    grids[1][0, 2, 4, 5:7] = (np.log(3.0), np.log(1.0))
+    layer = DecodeGrids(ANCHORS, STRIDES, offset_activation="tanh", class_activation="sigmoid", rescore=True)
+    found = {name: keras.ops.convert_to_numpy(values) for name, values in layer(grids).items()}
+    # sigmoid(2) x 3 / 4 x sigmoid(0); elsewhere .5 x 1 / 2 x .5
+    np.testing.assert_allclose(found["scores"][0, flat_index(1, 2, 4)], 0.880797 * 0.75 * 0.5, atol=1e-5)
+    np.testing.assert_allclose(found["scores"][0, 0], 0.125, atol=1e-6)
+    np.testing.assert_allclose(found["objectness"][0, flat_index(1, 2, 4)], 0.880797, atol=1e-5)
+
+
 def test_with_softmax_the_classes_of_a_cell_share_its_objectness():
     grids = empty_grids()
     grids[2][0, 7, 1, 4] = 2.0
@@ -101,6 +113,7 @@ def test_with_softmax_the_classes_of_a_cell_share_its_objectness():
 
 def test_the_layers_config_makes_it_again():
     layer = decoder("sigmoid", "softmax")
+    layer.rescore = True
     again = DecodeGrids.from_config(json.loads(json.dumps(layer.get_config())))
     grids = [np.random.default_rng(1).normal(size=grid.shape).astype("float32") for grid in empty_grids()]
     for name, values in layer(grids).items():

@@ -15,7 +15,7 @@ import numpy as np
 
 from multigrid.config import DetectionConfig
 from multigrid.detection.candidates import Candidates
-from multigrid.geometry.boxes import diou, intersection_over_larger, iou
+from multigrid.geometry.boxes import diou, intersection_over_larger, iou, overlaps
 
 DEFAULTS = DetectionConfig()
 BLOCK = 64  # candidates that are compared with each other at once
@@ -67,16 +67,19 @@ class Suppression:
 
 
 def nms(options: Suppression, candidates: Candidates, limit: int | None) -> Survivors:
-    """Greedy non-maximum suppression, by OpenCV.
+    """Greedy non-maximum suppression, by OpenCV where there is a limit.
 
     Whoever is best stays, and whatever overlaps it by more than the threshold goes. So the first survivors depend on
-    the first candidates alone: with a limit, no more of them are looked at than it takes.
+    the first candidates alone: no more of them are looked at than it takes. OpenCV compares every candidate with every
+    survivor, one by one; without a limit that takes thrice as long as whole blocks do.
     """
+    if limit is None:
+        return _leads(candidates, _greedy_by_iou(options, candidates, None)[0])
     corners = _apart(candidates)
     sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     scores = candidates.scores.astype("float32")
     everything = len(scores)
-    looked_at = everything if limit is None else min(2 * limit, everything)
+    looked_at = min(2 * limit, everything)
     while True:
         kept = cv2.dnn.NMSBoxes(sides[:looked_at], scores[:looked_at], 0.0, options.threshold)
         if looked_at == everything or len(kept) >= limit:
@@ -89,12 +92,16 @@ def diou_nms(options: Suppression, candidates: Candidates, limit: int | None) ->
 
     Source: Zheng et al. 2020 (Distance-IoU), section 3.4.
     """
-    return _leads(candidates, _greedy(_apart(candidates), diou, options.threshold, limit)[0])
+    return _leads(candidates, _greedy(candidates, lambda one, other: diou(one, other) > options.threshold, limit)[0])
 
 
 def iol_nms(options: Suppression, candidates: Candidates, limit: int | None) -> Survivors:
     """Greedy suppression by intersection over the larger area."""
-    return _leads(candidates, _greedy(_apart(candidates), intersection_over_larger, options.threshold, limit)[0])
+
+    def exceeds(one, other):
+        return intersection_over_larger(one, other) > options.threshold
+
+    return _leads(candidates, _greedy(candidates, exceeds, limit)[0])
 
 
 def soft_nms(options: Suppression, candidates: Candidates, limit: int | None) -> Survivors:
@@ -144,11 +151,11 @@ def weighted_boxes(options: Suppression, candidates: Candidates, limit: int | No
 def consensus(options: Suppression, candidates: Candidates, limit: int | None) -> Survivors:
     """Greedy suppression in which those that go have a say in where the box lies.
 
-    Whoever a survivor removes is another view of the same object, as the nine cells around a centre are: the box becomes
-    the mean of all these views, weighed by the square of their scores (measured: better than the score itself, and than
-    its cube). The score stays the survivor's.
+    Whoever a survivor removes is another view of the same object, as the nine cells around a centre are: the box
+    becomes the mean of all these views, weighed by the square of their scores (measured: better than the score itself,
+    and than its cube). The score stays the survivor's.
     """
-    kept, lead = _greedy(_apart(candidates), iou, options.threshold, limit)
+    kept, lead = _greedy_by_iou(options, candidates, limit)
     member = np.flatnonzero(lead >= 0)
     group = lead[member]
     weight = np.maximum(candidates.scores[member].astype("float64"), 1e-9) ** 2
@@ -184,23 +191,37 @@ def _apart(candidates: Candidates) -> np.ndarray:
     return boxes + (candidates.classes * (boxes.max() + 1.0))[:, None]
 
 
-def _greedy(corners: np.ndarray, overlap: Callable, threshold: float, limit: int | None) -> tuple:
+def _greedy_by_iou(options: Suppression, candidates: Candidates, limit: int | None) -> tuple:
+    return _greedy(candidates, lambda one, other: overlaps(one, other, options.threshold), limit)
+
+
+def _greedy(candidates: Candidates, exceeds: Callable, limit: int | None) -> tuple:
     """Greedy suppression by any overlap, block by block.
+
+    Args:
+        candidates: sorted by score.
+        exceeds: from boxes [n, 1, 4] and [1, m, 4] to whether they overlap too much, [n, m] bool.
+        limit: so many survivors at most.
 
     Returns:
         kept [D] int, the survivors in their order; lead [K] int, for every candidate the survivor (as an index into
         `kept`) that it is or that removed it, -1 where the limit was reached before its turn.
     """
-    kept, lead = [], np.full(len(corners), -1)
-    waiting = np.arange(len(corners))
+    boxes, classes = candidates.boxes, candidates.classes
+
+    def removes(some, others):
+        return exceeds(boxes[some, None], boxes[None, others]) & (classes[some, None] == classes[others])
+
+    kept, lead = [], np.full(len(boxes), -1)
+    waiting = np.arange(len(boxes))
     while len(waiting) and (limit is None or len(kept) < limit):
         block, waiting = waiting[:BLOCK], waiting[BLOCK:]
-        within = overlap(corners[block, None], corners[None, block]) > threshold
+        within = removes(block, block)
         survivors = _survivors(within, None if limit is None else limit - len(kept))
-        across = overlap(corners[block[survivors], None], corners[None, waiting]) > threshold
-        for members, removes in ((block, within[survivors]), (waiting, across)):
-            removed = removes.any(axis=0)
-            lead[members[removed]] = len(kept) + removes[:, removed].argmax(axis=0)
+        across = removes(block[survivors], waiting)
+        for members, pairs in ((block, within[survivors]), (waiting, across)):
+            removed = pairs.any(axis=0)
+            lead[members[removed]] = len(kept) + pairs[:, removed].argmax(axis=0)
         waiting = waiting[~removed]
         lead[block[survivors]] = len(kept) + np.arange(len(survivors))
         kept.extend(block[survivors])
