@@ -2,10 +2,10 @@
 
     python benchmarks/detection_cost.py [--classes 80] [--size 416] [--repeats 20]
 
-Grids are random: as many cells as asked for have objectness, each with one class and a box near one of 40 objects. What is
-measured is what prediction does after the network: decoding a batch, and for each image the choice of candidates, the
-suppression, and the way back into the image's pixels. The rules take turns, so that a busy machine hits all alike; the
-table has medians.
+Grids are random: as many cells as asked for have objectness, each with one class and a box near one of 40 objects. What
+is measured is what prediction does after the network: decoding a batch, and for each image the choice of candidates,
+the suppression, and the way back into the image's pixels. The rules take turns, so that a busy machine hits all alike;
+the table has medians.
 """
 
 import argparse

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
@@ -69,11 +68,11 @@ def read_split(config: Config, split: str, class_names: Sequence[str]) -> list[S
     if source == SHAPES:
         _check_drawn_classes(split, class_names)
         source = _drawn(config)[split]
-    with _progress(f"data.{split}: image sizes") as progress:
+    with report.counting(f"data.{split}: image sizes", MANY_IMAGES) as progress:
         samples, defects = read_samples(source, class_names, split=split, strict=config.data.strict, progress=progress)
     if defects:
         logger.warning("data.%s: %s", split, describe_defects(defects, samples))
-    with _progress(f"data.{split}: opening images") as progress:
+    with report.counting(f"data.{split}: opening images", MANY_IMAGES) as progress:
         check_images((sample.path for sample in samples), progress)
     return samples
 
@@ -204,35 +203,8 @@ def _drawn(config: Config) -> dict:
     """The embedded data set, drawn unless it is there already."""
     drawing = config.data.shapes
     counts = {split: getattr(drawing, split) for split in ("train", "val", "test")}
-    with _progress("drawing scenes") as progress:
+    with report.counting("drawing scenes", MANY_IMAGES) as progress:
         return shapes.draw_data_set(drawing.folder, counts=counts, seed=drawing.seed, format="yolo3", progress=progress)
-
-
-@contextlib.contextmanager
-def _progress(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows long work as `report.progress` does: yields what is to be called with (done, total).
-
-    Short work leaves nothing in a log.
-    """
-    shown, seen = None, 0
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown, seen
-        if shown is None:
-            if total < MANY_IMAGES and not report.new_console().is_terminal:
-                return
-            shown = report.progress(range(total), description)
-        for _ in range(done - seen):
-            next(shown)
-        seen = done
-        if done == total:
-            next(shown, None)  # the items are at their end
-
-    try:
-        yield show
-    finally:
-        if shown is not None:
-            shown.close()
 
 
 def _class_weights(config, vocabulary, samples):

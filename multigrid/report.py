@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from rich import progress as rich_progress
@@ -109,6 +109,38 @@ def progress(
         yield item
         done += 1
     _line(console, f"{description}: {done} in {time.perf_counter() - start:.1f} s")
+
+
+@contextlib.contextmanager
+def counting(description: str, many: int = 0) -> Iterator[Callable[[int, int], None]]:
+    """Shows long work as `progress` does, for a function that reports how far it is.
+
+    Args:
+        description: what is being done, "reading images".
+        many: fewer items are shown on a terminal alone: short work leaves nothing in a log.
+
+    Yields:
+        A function to call with (items done, items in all).
+    """
+    shown, seen = None, 0
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown, seen
+        if shown is None:
+            if total < many and not new_console().is_terminal:
+                return
+            shown = progress(range(total), description)
+        for _ in range(done - seen):
+            next(shown)
+        seen = done
+        if done == total:
+            next(shown, None)  # the items are at their end
+
+    try:
+        yield show
+    finally:
+        if shown is not None:
+            shown.close()
 
 
 def _line(console: Console, text: str) -> None:

@@ -23,7 +23,7 @@ ROWS = (
 LEVEL = {part: level for level, row in enumerate(ROWS) for part in row}
 WHOLE_CONFIG = {"Config", "ConfigLoader"}
 # modules that make a TensorFlow artefact or strategy, as "part/module.py"
-MAY_IMPORT_TENSORFLOW = {"replicas.py", "training/devices.py"}
+MAY_IMPORT_TENSORFLOW = {"replicas.py", "training/devices.py", "export/litert.py"}
 MAY_PRINT = ("cli/", "report.py")
 FEWEST_MODULES = 40
 

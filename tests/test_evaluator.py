@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import gc
 import io
 import json
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from multigrid.errors import InputError
+from multigrid.evaluation import evaluator
 from multigrid.evaluation.evaluator import SUMMARY, coco_metrics, to_coco_ground_truth, to_coco_results
+from multigrid.evaluation.records import records_of
 
 NAMES = ("red", "green", "blue")
 
@@ -161,11 +164,40 @@ def test_the_metrics_are_those_of_the_written_files(tmp_path):
     assert coco_metrics(json.loads(json.dumps(truth)), written) == coco_metrics(truth, results)
 
 
-def test_measuring_leaves_truth_and_results_as_they_were():
+def test_records_have_the_metrics_of_their_results():
+    truth, results = scenes()
+    assert coco_metrics(truth, records_of(results)) == coco_metrics(truth, results)
+
+
+def test_classes_that_are_measured_in_groups_have_the_metrics_of_all_at_once(monkeypatch):
+    names = tuple("abcdefg")
+    truth, results = scenes(names=names)
+    results = [result for result in results if result["category_id"] != 3]
+    expected, measured = coco_metrics(truth, results), []
+    true_measure = evaluator._evaluate_classes
+    monkeypatch.setattr(evaluator, "DETECTIONS_AT_ONCE", 45)
+    monkeypatch.setattr(
+        evaluator,
+        "_evaluate_classes",
+        lambda truth, records, group: (
+            measured.append([one["name"] for one in group]) or true_measure(truth, records, group)
+        ),
+    )
+    assert coco_metrics(truth, results) == expected and expected["mAP"] > 0.1
+    assert sum(measured, []) == list(names) and 3 <= len(measured) < 7
+
+
+def test_measuring_leaves_truth_and_results_and_the_collector_as_they_were():
     truth, results = scenes(images=5)
     before = copy.deepcopy((truth, results))
     coco_metrics(truth, results)
-    assert (truth, results) == before
+    assert (truth, results) == before and gc.isenabled()
+    gc.disable()
+    try:
+        coco_metrics(truth, results)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_detections_equal_to_the_truth_have_every_figure_one():

@@ -430,7 +430,7 @@ def test_a_terminal_shows_a_bar_for_drawing_and_reading(files, tmp_path, console
 
 def test_long_work_that_fails_takes_its_bar_along(console):
     console[1]()
-    with pytest.raises(KeyboardInterrupt), assembly._progress("drawing") as progress:
+    with pytest.raises(KeyboardInterrupt), report.counting("drawing") as progress:
         progress(1, 3)
         raise KeyboardInterrupt
     assert console[0].getvalue().endswith("\x1b[?25h")  # the cursor is back

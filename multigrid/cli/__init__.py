@@ -11,14 +11,14 @@ import logging
 import os
 import sys
 
-from multigrid.cli import anchors, compare, evaluate, predict, probe, replay, train, weights
+from multigrid.cli import anchors, compare, data, evaluate, predict, probe, replay, serve, train, weights
 from multigrid.cli.options import BAD_INPUT, FAILED, Document, Parser, UsageError, standard_output
 from multigrid.errors import InputError
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 the work failed or part of it did; 2 the input is not usable, and nothing was written."
 )
-VERBS = (train, evaluate, predict, probe, anchors, weights, compare, replay)
+VERBS = (train, evaluate, predict, probe, anchors, data, weights, compare, replay, serve)
 
 
 def main(arguments=None) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import time
 
 from multigrid import report
 from multigrid.cli.options import (
@@ -10,37 +12,107 @@ from multigrid.cli.options import (
     add_config,
     add_parser,
     add_weights,
-    assembled,
-    load_config,
+    emit,
     progress,
     show_metrics,
     start_backend,
     weights_settings,
 )
 
+TEST_TIME_AUGMENTATION = ("detection.flip=true", "detection.scales=[0.83, 1.0, 1.17]")
+BEST_WEIGHTS = "weights/best.weights.h5"
+
 
 def add_verb(verbs) -> None:
     """Adds the options of `evaluate`."""
-    parser = add_parser(verbs, "evaluate", run_evaluate, "multigrid evaluate --config C --weights W --split test")
-    add_config(parser)
-    add_weights(parser, required=True)
+    parser = add_parser(verbs, "evaluate", run_evaluate, "multigrid evaluate --run runs/quickstart-1 --split test")
+    parser.add_argument("--run", dest="run_dir", help=f"a run folder: its config, and {BEST_WEIGHTS} in it")
+    add_config(parser, required=False)
+    add_weights(parser)
     parser.add_argument("--split", choices=("val", "test"), default="val", help="labels to measure on (%(default)s)")
+    augmentation = " ".join(TEST_TIME_AUGMENTATION)
+    parser.add_argument("--tta", action="store_true", help=f"test-time augmentation: {augmentation}")
     parser.add_argument("--output-dir", help="where the files go (evaluation/SPLIT)")
 
 
 def run_evaluate(options) -> int:
-    """Measures weights on a split by COCO's rules."""
-    config = load_config(options, weights_settings(options))
+    """Measures weights on a split, and writes figures, plots and a report."""
+    start = time.perf_counter()
+    config = _config(options)
     folder = pathlib.Path(options.output_dir or f"evaluation/{options.split}")
     report.check_folder(folder, "--output-dir")
     start_backend()
-    from multigrid.training.trainer import MultiGridTrainer
+    from multigrid.evaluation.html_report import write_report
 
-    trainer = assembled(MultiGridTrainer(config), options.split)
-    evaluation = trainer.evaluate(options.split, progress("detecting", len(trainer.samples[options.split])))
-    report.write_json(folder / "metrics.json", evaluation.metrics)
-    report.write_json(folder / "detections.json", evaluation.results)
-    report.write_json(folder / "ground_truth.json", evaluation.ground_truth)
-    show_metrics(f"{options.split}: {len(trainer.samples[options.split])} images", evaluation.metrics)
-    report.say(f"written to {folder}: metrics.json, detections.json, ground_truth.json")
+    evaluation, samples = _evaluation(config, options.split)
+    files = evaluation.save(folder)
+    page = write_report(folder, evaluation, samples, evaluation.class_names, _settings(config, options.split))
+    seconds = {**evaluation.seconds, "command": time.perf_counter() - start}
+    show_metrics(f"{options.split}: {len(samples)} images", evaluation.metrics)
+    for line in summary(evaluation.full_metrics, seconds):
+        report.say(line)
+    report.say(f"written to {folder}: {page.name} with errors.json and funnel.json, {', '.join(files)}")
+    found = {"split": options.split, "folder": folder, "report": page, "files": files, "seconds": seconds}
+    emit(options, {**found, "metrics": evaluation.full_metrics})
     return OK
+
+
+def summary(metrics: dict, seconds: dict) -> list[str]:
+    """What is worth a line beside the table.
+
+    Args:
+        metrics: `Evaluation.full_metrics`.
+        seconds: `Evaluation.seconds`, and as "command" those of the command until now.
+    """
+    lines, voc = [], metrics["voc"]
+    if metrics["best_threshold"] is not None:
+        lines.append(
+            f"best F1 {metrics['f1']:.4g} at confidence {metrics['best_threshold']:.4g}: "
+            f"precision {metrics['precision']:.4g}, recall {metrics['recall']:.4g}"
+        )
+    if voc["AP_every_point"] is not None:
+        lines.append(
+            f"VOC AP at IoU {voc['iou']:g}: {voc['AP_every_point']:.4g} at every point, {voc['AP_11point']:.4g} at 11"
+        )
+    lines.append(
+        f"{seconds['all']:.1f} s from the first image to COCO's metrics, "
+        f"{seconds['network'] / seconds['all']:.0%} of it in the network; {seconds['command']:.1f} s in all"
+    )
+    return lines
+
+
+def _config(options):
+    """The config of --config, or of --run with its best weights; the user's own words win over --tta and --run."""
+    from multigrid.config import ConfigLoader
+
+    if (options.run_dir is None) == (options.config is None):
+        options.parser.error("expected one of --run and --config")
+    settings = [*(TEST_TIME_AUGMENTATION if options.tta else ()), *options.overrides, *weights_settings(options)]
+    if options.run_dir is None:
+        if not any(word.startswith("weights=") for word in settings):
+            options.parser.error("with --config the following argument is required: --weights")
+        return ConfigLoader.load(options.config, settings)
+    folder = pathlib.Path(options.run_dir)
+    # The config may name the weights that the training began with.
+    best = ["backbone_weights=null", f"weights={json.dumps(str(folder / BEST_WEIGHTS))}"]
+    return ConfigLoader.load(folder / "config.yaml", [*best, *settings])
+
+
+def _evaluation(config, split: str) -> tuple:
+    """An `Evaluation`, and the samples that it was made on."""
+    from multigrid import assembly
+    from multigrid.evaluation.run import evaluate
+    from multigrid.prediction.predictor import Predictor
+
+    class_names = assembly.read_vocabulary(config).class_names
+    samples = assembly.read_split(config, split, class_names)
+    predictor = Predictor.from_config(config, evaluating=True)
+    shown = progress("detecting", len(samples))
+    threshold = config.detection.predict_threshold
+    return evaluate(predictor, samples, class_names, shown, predict_threshold=threshold, trace=True), samples
+
+
+def _settings(config, split: str) -> dict:
+    """What the figures depend on, for the page."""
+    chosen = {"split": split, "labels": getattr(config.data, split), "weights": config.weights}
+    return {**chosen, "input_size": config.model.input_size, **config.detection.model_dump()}

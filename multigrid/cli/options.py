@@ -36,9 +36,7 @@ def add_parser(verbs, name: str, run, example: str) -> argparse.ArgumentParser:
     """A verb's parser with --json, its summary the first line of what it runs, with an example below the options."""
     summary = run.__doc__.split("\n")[0]
     # No abbreviations: a script with one would break on the day that a second option begins like it.
-    parser = verbs.add_parser(
-        name, help=summary, description=summary, epilog=f"example: {example}", allow_abbrev=False
-    )
+    parser = verbs.add_parser(name, help=summary, description=summary, epilog=f"example: {example}", allow_abbrev=False)
     parser.set_defaults(run=run, parser=parser, overrides=None, document=Document())
     parser.add_argument(
         "--json", action="store_true", help="print one JSON document; all else that is shown goes to standard error"

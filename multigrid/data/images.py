@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+import threading
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -24,33 +26,40 @@ from multigrid.errors import InputError
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .tif .tiff .webp .ppm .pgm .jp2 .avif".split())
 BORDER = 114
 """Grey level of the letterbox's border."""
+FILE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What an open file may hold: it can be a stranger's, and one of Pillow's rarer readers starts another program."""
 
 _ORIENTATION_TAG = 0x0112
 # What Pillow's readers raise on files that are damaged, foreign or too large.
 _UNREADABLE = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error,
-    Image.DecompressionBombError, Image.DecompressionBombWarning,
+    OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, RuntimeError, struct.error, zlib.error,
+    Image.DecompressionBombError,
 )  # fmt: skip
+# Filters of warnings belong to the whole process.
+_FILTERING = threading.Lock()
 
 
-def image_size(path: str | os.PathLike) -> tuple[int, int]:
+def image_size(source: str | os.PathLike | BinaryIO) -> tuple[int, int]:
     """The (height, width) of the upright image, from the file's header alone.
+
+    Args:
+        source: the image file, by its path or open; an open one is one of `FILE_FORMATS`.
 
     Raises:
         InputError: the file is missing or no image.
     """
-    with _opened(path) as image:
+    with _opened(source) as image:
         width, height = image.size
         # Pillow decodes a PNG to look for EXIF behind the pixels: only where something is there.
-        turned = not _is_plain_png(image) and _orientation(image) >= 5
+        turned = not _is_plain_png(image, source) and _orientation(image) >= 5
     return (width, height) if turned else (height, width)
 
 
-def read_image(path: str | os.PathLike, at_least: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(source: str | os.PathLike | BinaryIO, at_least: tuple[int, int] | None = None) -> np.ndarray:
     """The upright image as uint8 RGB. Alpha is dropped, 16 bits a channel become the upper 8, the first frame is read.
 
     Args:
-        path: the image file.
+        source: the image file, by its path or open; an open one is one of `FILE_FORMATS`.
         at_least: (height, width) in pixels. A JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size, as long as
             neither side falls below this. JPEG rounds a reduced side up; a reduction whose rounding would displace
             the far edge by more than half a pixel of `at_least` is not taken.
@@ -61,12 +70,32 @@ def read_image(path: str | os.PathLike, at_least: tuple[int, int] | None = None)
     Raises:
         InputError: the file is missing, truncated, no image, or larger than Pillow's limit against decompression bombs.
     """
-    with _opened(path) as image:
+    with _opened(source) as image:
         orientation = _orientation(image)
         if at_least is not None and image.format in ("JPEG", "MPO"):
             _reduce(image, at_least[::-1] if orientation >= 5 else at_least)
         pixels = _rgb(image)
     return _upright(pixels, orientation)
+
+
+def image_pixels(image: Image.Image) -> np.ndarray:
+    """The pixels of a Pillow image as `read_image` gives those of a file.
+
+    Args:
+        image: of any mode that can be read from a file; an EXIF orientation that it still carries is applied.
+
+    Returns:
+        uint8 RGB [height, width, 3], contiguous and writable.
+
+    Raises:
+        InputError: its file turns out to be damaged, or its mode has no counterpart in RGB.
+    """
+    try:
+        orientation = _orientation(image)
+        return _upright(_rgb(image), orientation)
+    except _UNREADABLE as error:
+        where = getattr(image, "filename", "") or "image"
+        raise InputError(f"{where}: expected an image, received {_reason(where, error)}") from error
 
 
 def check_images(paths: Iterable[str], progress: Callable[[int, int], None] | None = None) -> None:
@@ -207,19 +236,50 @@ class Letterbox:
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+def _opened(source: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
+    name = "image" if _is_open(source) else os.fspath(source)
     try:
-        with Image.open(path) as image:
+        with _open_quietly(source) as image:
             yield image
     except FileNotFoundError:
-        raise InputError(f"{os.fspath(path)}: expected an image, received no file of this name") from None
+        raise InputError(f"{name}: expected an image, received no file of this name") from None
     except _UNREADABLE as error:
-        raise InputError(f"{os.fspath(path)}: expected an image, received {_reason(path, error)}") from error
+        raise InputError(f"{name}: expected an image, received {_reason(source, error)}") from error
 
 
-def _reason(path: str | os.PathLike, error: BaseException) -> str:
+def _open_quietly(source: str | os.PathLike | BinaryIO) -> Image.Image:
+    """Pillow's image, without its warning at half of the size that it refuses: who asks for an image gets it."""
+    with _FILTERING, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        if not _is_open(source):
+            return Image.open(source)
+        Image.init()  # registers the formats; which there are depends on how Pillow was built
+        return Image.open(source, formats=[name for name in FILE_FORMATS if name in Image.OPEN])
+
+
+def _is_open(source: str | os.PathLike | BinaryIO) -> bool:
+    return hasattr(source, "read")
+
+
+@contextlib.contextmanager
+def _from_start(source: str | os.PathLike | BinaryIO) -> Iterator[BinaryIO]:
+    """The file at its first byte; one that was open stands afterwards where it stood."""
+    if not _is_open(source):
+        with open(source, "rb") as file:
+            yield file
+        return
+    place = source.tell()
+    source.seek(0)
+    try:
+        yield source
+    finally:
+        source.seek(place)
+
+
+def _reason(source: str | os.PathLike | BinaryIO, error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "a file of no known image format" if os.path.getsize(path) else "an empty file"
+        with _from_start(source) as file:
+            return "a file of no known image format" if file.read(1) else "an empty file"
     if isinstance(error, OSError) and error.strerror:
         return f"an error: {error.strerror}"
     return f"a damaged or unsupported one: {' '.join(str(error).split())}"
@@ -236,11 +296,11 @@ def _orientation(image: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def _is_plain_png(image: Image.Image) -> bool:
+def _is_plain_png(image: Image.Image, source: str | os.PathLike | BinaryIO) -> bool:
     """Whether this is a PNG with no EXIF or XMP, neither in its header nor behind its pixels."""
     if image.format != "PNG" or "exif" in image.info or "xmp" in image.info:
         return False
-    with open(image.filename, "rb") as file:
+    with _from_start(source) as file:
         file.seek(8)
         pixels_seen = False
         while len(head := file.read(8)) == 8:

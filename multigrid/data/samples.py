@@ -69,7 +69,7 @@ def read_samples(
     Raises:
         InputError: something cannot be understood, no image is named, images are missing, or `strict` and a box wrong.
     """
-    raw_images = _read_raw(os.fspath(source), class_names, split)
+    raw_images = read_raw_images(os.fspath(source), class_names, split)
     if not raw_images:
         raise InputError(f"{os.fspath(source)}: expected at least one image, received no images")
     sizes = _image_sizes(raw_images, progress)
@@ -104,7 +104,8 @@ def read_class_names(path: str | os.PathLike) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _read_raw(source: str, class_names: Sequence[str], split: str) -> list[RawImage]:
+def read_raw_images(source: str, class_names: Sequence[str], split: str) -> list[RawImage]:
+    """The images of a label file with their boxes as they stand there; see `read_samples` for the arguments."""
     if os.path.isdir(source):
         files = sorted(name for name in os.listdir(source) if name.lower().endswith(".xml"))
         if not files:

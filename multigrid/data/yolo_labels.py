@@ -66,7 +66,7 @@ def _whole(number: float) -> int:
 
 def read_yolo(path: str, class_names: Sequence[str], split: str) -> list[RawImage]:
     """Images of one split of a `data.yaml` as Ultralytics has it; a missing label file makes its image background."""
-    config = _yolo_config(path)
+    config = read_yolo_yaml(path)
     _check_names(config.get("names"), class_names, path)
     entries = config.get(split)
     if not entries:
@@ -91,7 +91,8 @@ def label_path(image: str) -> str:
     return f"{before}{os.sep}labels{os.sep}{after}.txt" if found else f"{stem}.txt"
 
 
-def _yolo_config(path: str) -> dict[str, Any]:
+def read_yolo_yaml(path: str) -> dict[str, Any]:
+    """The mapping of a `data.yaml`; an InputError with the line where it holds none."""
     try:
         config = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:

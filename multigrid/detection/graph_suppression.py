@@ -1,7 +1,7 @@
-"""Greedy non-maximum suppression as part of a graph, for artefacts that run without this package.
+"""Suppression as part of a graph, for artefacts that run without this package.
 
-`detection.suppression.nms` says what is kept; here the same is said in `keras.ops`, with shapes that do not depend on
-what the images show.
+`detection.suppression` says what is left; here the same is said in `keras.ops`, with shapes that do not depend on what
+the images show.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from keras import ops
 
 from multigrid.geometry.boxes import overlaps
 
-MAX_CANDIDATES = 1000  # the matrix of their overlaps has the square of it
+RULES = ("nms", "consensus")  # those of `detection.suppression` that are here too
+
+MAX_CANDIDATES = 512  # the matrix of their overlaps has the square of it, and costs more than the network at 1000
 
 
 def suppressed(
@@ -21,6 +23,8 @@ def suppressed(
     iou_threshold: float,
     max_detections: int,
     max_candidates: int = MAX_CANDIDATES,
+    rule: str = "nms",
+    rounds: int | None = None,
 ) -> dict:
     """The detections of a batch: candidates are (cell, class) pairs, and boxes of different classes do not meet.
 
@@ -31,6 +35,8 @@ def suppressed(
         iou_threshold: a box that overlaps a better one of its class by more goes.
         max_detections: D, the most that are kept.
         max_candidates: the most that are looked at, best scores first.
+        rule: "nms", or "consensus", where what a box removes has a say in where it lies.
+        rounds: see `kept_by`.
 
     Returns:
         {"boxes": [B, D, 4] float32 corners, "scores": [B, D] float32, "classes": [B, D] int32}, highest score first;
@@ -41,7 +47,11 @@ def suppressed(
     score, index = ops.top_k(ops.reshape(scores, (-1, cells * classes)), candidates)
     index = ops.cast(index, "int32")
     corners = ops.take_along_axis(boxes, (index // classes)[..., None], axis=1)
-    keep = greedy(corners, index % classes, score >= score_threshold, iou_threshold)
+    valid = score >= score_threshold
+    rivals = rivalry(corners, index % classes, iou_threshold)
+    keep = kept_by(rivals, valid, rounds)
+    if rule == "consensus":
+        corners = means_of_views(corners, ops.where(valid, score, 0.0), rivals, keep)
 
     kept = min(max_detections, candidates)
     best, position = ops.top_k(ops.where(keep, score, -1.0), kept)  # of equal scores the first comes first
@@ -55,27 +65,40 @@ def suppressed(
     return _padded(detections, max_detections - kept)
 
 
-def greedy(boxes, classes, valid, iou_threshold: float):
-    """Which of the candidates greedy suppression keeps.
-
-    A candidate is kept where no better one of its class that is kept overlaps it. Starting from all of them, this rule
-    is applied to all at once until nothing changes: after t rounds every candidate is decided whose chain of better
-    ones is at most t long, so the end is reached, and it is the one answer that the rule allows.
+def rivalry(boxes, classes, iou_threshold: float):
+    """Whom every candidate would remove.
 
     Args:
         boxes: [B, K, 4] float32 corners, highest score first.
         classes: [B, K] int32.
-        valid: [B, K] bool, the others neither stay nor suppress.
         iou_threshold: overlap above which the weaker goes.
+
+    Returns:
+        [B, K, K] float32, 1 where the first is better than the second, of the same class, and overlaps it.
+    """
+    rank = ops.arange(boxes.shape[1], dtype="int32")
+    found = overlaps(boxes[:, :, None], boxes[:, None], iou_threshold)
+    found = ops.logical_and(found, ops.equal(classes[:, :, None], classes[:, None]))
+    return ops.cast(ops.logical_and(found, rank[:, None] < rank), "float32")
+
+
+def kept_by(rivals, valid, rounds: int | None = None):
+    """Which candidates greedy suppression keeps: those that no better one that is kept would remove.
+
+    Starting from all of them, this rule is applied to all at once until nothing changes. After t rounds every candidate
+    is decided whose chain of better ones is at most t long, so the end is reached, and it is the one answer that the
+    rule allows.
+
+    Args:
+        rivals: [B, K, K] of `rivalry`.
+        valid: [B, K] bool, the others neither stay nor remove.
+        rounds: how often the rule is applied, for graphs without loops: what stands at the end of a longer chain may
+            then be decided wrongly. None goes on until nothing changes.
 
     Returns:
         [B, K] bool.
     """
-    rank = ops.arange(boxes.shape[1], dtype="int32")
-    rivals = overlaps(boxes[:, :, None], boxes[:, None], iou_threshold)
-    rivals = ops.logical_and(rivals, ops.equal(classes[:, :, None], classes[:, None]))
-    rivals = ops.logical_and(rivals, rank[:, None] < rank)
-    rivals, valid = ops.cast(rivals, "float32"), ops.cast(valid, "float32")
+    valid = ops.cast(valid, "float32")
 
     def changes(keep, before):
         return ops.any(ops.not_equal(keep, before))
@@ -84,8 +107,34 @@ def greedy(boxes, classes, valid, iou_threshold: float):
         beaten = ops.squeeze(ops.matmul(keep[:, None], rivals), axis=1)
         return ops.where(beaten > 0.0, 0.0, valid), keep
 
-    keep, _ = ops.while_loop(changes, next_round, next_round(valid, valid))
-    return keep > 0.0
+    state = next_round(valid, valid)
+    if rounds is None:
+        state = ops.while_loop(changes, next_round, state)
+    else:
+        for _ in range(rounds - 1):
+            state = next_round(*state)
+    return state[0] > 0.0
+
+
+def means_of_views(boxes, scores, rivals, keep):
+    """Boxes of those that are kept, moved to the mean of what they remove, weighed by the square of the scores.
+
+    Args:
+        boxes: [B, K, 4] float32 corners, highest score first.
+        scores: [B, K] float32, 0 of those that have no say.
+        rivals: [B, K, K] of `rivalry`.
+        keep: [B, K] bool.
+
+    Returns:
+        [B, K, 4] float32 corners; of the others anything.
+    """
+    count = boxes.shape[1]
+    rank = ops.arange(count, dtype="int32")
+    removes = ops.logical_and(keep[:, :, None], rivals > 0.0)
+    lead = ops.min(ops.where(removes, rank[:, None], count), axis=1)  # the best of those that remove it
+    lead = ops.where(keep, rank, lead)
+    weights = ops.where(ops.equal(rank[:, None], lead[:, None]), ops.square(scores)[:, None], 0.0)
+    return ops.matmul(weights, boxes) / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-30)
 
 
 def _padded(detections: dict, missing: int) -> dict:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from multigrid.config import DetectionConfig
-from multigrid.data.images import Letterbox, image_size, read_image
+from multigrid.data.images import Letterbox, image_pixels, image_size, read_image
 from multigrid.detection.candidates import Candidates, best_candidates, passing
 from multigrid.detection.decode import with_decoder
-from multigrid.detection.detections import Detections
+from multigrid.detection.detections import Detections, Frame
 from multigrid.detection.suppression import Suppression, Survivors
 from multigrid.detection.trace import Trace
 from multigrid.errors import InputError
@@ -21,6 +24,7 @@ from multigrid.geometry.boxes import iou
 from multigrid.geometry.cells import cell_corners
 
 DEFAULTS = DetectionConfig()
+BATCHES_AHEAD = 1  # of the one whose detections are wanted
 LEAST_SIDE = 1e-3  # pixels; what files can tell of a side
 
 
@@ -36,8 +40,10 @@ class Loaded(NamedTuple):
 
     path: str
     size: tuple  # (height, width) of the upright image
-    image: np.ndarray | None  # the upright image, where it came as an array
+    image: np.ndarray | None  # the upright image, where it came as pixels
     views: list  # uint8 RGB [height, width, 3], one a view
+    frame: int | None = None  # of a video
+    time: float | None = None  # of that frame, in seconds
 
 
 class DetectionPipeline:
@@ -51,12 +57,14 @@ class DetectionPipeline:
         rescore: whether the score is also multiplied by the probability of the anchor that the cell prefers.
         suppression: what becomes of boxes that say the same, a word of `suppression.RULES`.
         nms_threshold: overlap above which two boxes of a class say the same.
-        voting_threshold: see `Suppression`.
         soft_sigma: see `Suppression`.
         max_detections: the most an image can have.
         flip: whether to look at every image a second time, mirrored; all views share one suppression.
         scales: multiples of `input_size` at which to look at every image, rounded to whole cells.
         batch_size: images a forward pass.
+
+    Attributes:
+        network_seconds: spent in the network and the decoding since the pipeline was made, the compilation included.
 
     Raises:
         ValueError: an input size or a number of class names that does not suit the detector.
@@ -72,7 +80,6 @@ class DetectionPipeline:
         rescore: bool = DEFAULTS.rescore,
         suppression: str = DEFAULTS.suppression,
         nms_threshold: float = DEFAULTS.nms_threshold,
-        voting_threshold: float = DEFAULTS.voting_threshold,
         soft_sigma: float = DEFAULTS.soft_sigma,
         max_detections: int = DEFAULTS.max_detections,
         flip: bool = DEFAULTS.flip,
@@ -88,8 +95,9 @@ class DetectionPipeline:
         self.class_names = tuple(class_names)
         self.input_size = tuple(input_size)
         self.score_threshold = score_threshold
-        self.suppression = Suppression(suppression, nms_threshold, voting_threshold, soft_sigma)
+        self.suppression = Suppression(suppression, nms_threshold, soft_sigma)
         self.max_detections, self.batch_size = max_detections, batch_size
+        self.network_seconds = 0.0
         sizes = [tuple(max(1, round(side * scale / coarsest)) * coarsest for side in input_size) for scale in scales]
         self.views = [View(size, flipped) for size in dict.fromkeys(sizes) for flipped in (False, True)[: 1 + flip]]
         self._strides = detector.strides
@@ -107,14 +115,17 @@ class DetectionPipeline:
         on_broken: Callable[[InputError], None] | None = None,
         cells: bool = False,
         trace: Trace | None = None,
+        batch_size: int | None = None,
     ) -> Iterator[Detections]:
-        """Detections of many images, in their order, reading ahead while the network works.
+        """Detections of many images, in their order; the next are read and go through the network meanwhile.
 
         Args:
-            sources: paths or uint8 RGB arrays [height, width, 3].
+            sources: paths, uint8 RGB arrays [height, width, 3], Pillow images or `Frame`s. An `InputError` stands for
+                an image that could not even be named.
             on_broken: called with what is wrong with an image that cannot be read, which is then left out.
             cells: whether the detections tell the cells that say so.
             trace: counts where detections are lost.
+            batch_size: images a forward pass; the pipeline's own if None.
 
         Yields:
             `Detections`, one an image.
@@ -122,22 +133,21 @@ class DetectionPipeline:
         Raises:
             InputError: an image that cannot be read, by name, where `on_broken` is None.
         """
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            batches = _batched(sources, self.batch_size)
-            ahead = [pool.submit(self._load, batch, on_broken is None) for batch in itertools.islice(batches, 2)]
-            size = None
-            while ahead:
-                loaded = ahead.pop(0).result()
-                size = size or len(loaded)
-                following = next(batches, None)
-                if following is not None:
-                    ahead.append(pool.submit(self._load, following, on_broken is None))
-                for error in loaded:
-                    if isinstance(error, InputError):
+        batches = _batched(sources, batch_size or self.batch_size)
+        first = next(batches, [])
+        with ThreadPoolExecutor(max_workers=2) as reading, ThreadPoolExecutor(max_workers=1) as network:
+            ahead = collections.deque()
+            for batch in itertools.chain([first] if first else [], batches, [None]):
+                if batch is not None:
+                    loading = reading.submit(self._load, batch, on_broken is None)
+                    ahead.append(network.submit(self._look, loading, len(first)))
+                while ahead and (len(ahead) > BATCHES_AHEAD or batch is None):
+                    broken, images, decoded = ahead.popleft().result()
+                    for error in broken:
                         on_broken(error)
-                images = [image for image in loaded if isinstance(image, Loaded)]
-                if images:
-                    yield from self._detect(images, size, cells, trace)
+                    for row, one in enumerate(images):
+                        views = [{name: part[row] for name, part in view.items()} for view in decoded]
+                        yield self._detections(views, one, cells, trace)
 
     def _load(self, batch, strict: bool) -> list:
         return [self._load_one(source, strict) for source in batch]
@@ -145,35 +155,39 @@ class DetectionPipeline:
     def _load_one(self, source, strict: bool) -> Loaded | InputError:
         sizes = list(dict.fromkeys(view.size for view in self.views))
         try:
-            path, size, image = _opened(source, sizes)
+            path, size, image, kept = _opened(source, sizes)
         except InputError as error:
             if strict:
                 raise
             return error
         letterboxed = {target: Letterbox.fit(size, target).apply_image(image) for target in sizes}
         views = [letterboxed[view.size][:, ::-1] if view.flipped else letterboxed[view.size] for view in self.views]
-        return Loaded(path, size, None if path else image, views)
+        moment = (source.index, source.time) if isinstance(source, Frame) else ()
+        return Loaded(path, size, kept, views, *moment)
 
-    def _detect(self, loaded, size, cells, trace) -> Iterator[Detections]:
-        decoded = [self._forward([one.views[index] for one in loaded], size) for index in range(len(self.views))]
-        for row, one in enumerate(loaded):
-            yield self._detections(
-                [{name: part[row] for name, part in view.items()} for view in decoded], one, cells, trace
-            )
+    def _look(self, loading: Future, size: int) -> tuple:
+        """What could not be read of a batch, what could, and what the network says of that, a dict a view."""
+        loaded = loading.result()
+        broken = [one for one in loaded if isinstance(one, InputError)]
+        images = [one for one in loaded if isinstance(one, Loaded)]
+        views = range(len(self.views)) if images else ()
+        return broken, images, [self._forward([one.views[index] for one in images], size) for index in views]
 
     def _forward(self, images, size) -> dict:
         images = np.stack(images)
         missing = size - len(images)
         if missing > 0:  # a batch that is shorter than the first would compile the network a second time
             images = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
-        return self.model.predict_on_batch(images)
+        start = time.perf_counter()
+        decoded = self.model.predict_on_batch(images)  # NumPy arrays: all is computed
+        self.network_seconds += time.perf_counter() - start
+        return decoded
 
     def _detections(self, decoded, one: Loaded, cells: bool, trace: Trace | None) -> Detections:
         boxes = np.concatenate([self._undone(view["boxes"], index, one.size) for index, view in enumerate(decoded)])
         scores = decoded[0]["scores"] if len(decoded) == 1 else np.concatenate([view["scores"] for view in decoded])
         candidates = self._candidates(boxes, scores, one.size, trace)
-        limit = self.max_detections if trace is None else None
-        kept = self.suppression(candidates, limit, self.score_threshold)
+        kept = self.suppression(candidates, self.max_detections if trace is None else None, self.score_threshold)
         if trace is not None:
             trace.add_cells(self._cell_scale, np.concatenate([view["objectness"] for view in decoded]), scores)
             self._count(trace, "suppression", candidates, kept)
@@ -190,6 +204,8 @@ class DetectionPipeline:
             np.asarray(self._strides, "int32")[self._cell_scale[found]],
             self._answering_cells(candidates, kept, one.size) if cells else None,
             one.image,
+            one.frame,
+            one.time,
         )
 
     def _undone(self, boxes, index: int, size) -> np.ndarray:
@@ -229,14 +245,20 @@ class DetectionPipeline:
 
 
 def _opened(source, sizes) -> tuple:
-    """Path, (height, width) and pixels of a path or an array; a JPEG perhaps no larger than the sizes need."""
+    """Path, (height, width), pixels, and those to keep, of a source; a JPEG perhaps no larger than the sizes need."""
+    if isinstance(source, InputError):
+        raise source
+    if isinstance(source, Frame):
+        return source.path, source.image.shape[:2], source.image, source.image
+    if isinstance(source, Image.Image):
+        source = image_pixels(source)
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
             raise TypeError(f"image: expected uint8 [height, width, 3], received {source.dtype} {source.shape}")
-        return "", source.shape[:2], source
+        return "", source.shape[:2], source, source
     size = image_size(source)
     needed = np.max([Letterbox.fit(size, target).resized_size for target in sizes], axis=0)
-    return str(source), size, read_image(source, at_least=tuple(int(side) for side in needed))
+    return str(source), size, read_image(source, at_least=tuple(int(side) for side in needed)), None
 
 
 def _in_image(boxes, size) -> np.ndarray:

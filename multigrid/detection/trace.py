@@ -32,6 +32,8 @@ class Trace:
         counts: [T, steps, S, C] int64, pairs that got past each step of `STEPS`.
         objectness: [S, bins] int64, histogram of the cells' objectness over [0, 1].
         scores: [S, C, bins] int64, histogram of all pairs' scores over [0, 1].
+        highest_objectness: [S] float64; -inf where no cell's is finite.
+        highest_score: [S, C] float64, likewise.
         images: how many were looked at.
     """
 
@@ -40,6 +42,8 @@ class Trace:
         self.counts = np.zeros((len(self.thresholds), len(STEPS), len(self.strides), num_classes), "int64")
         self.objectness = np.zeros((len(self.strides), SCORE_BINS), "int64")
         self.scores = np.zeros((len(self.strides), num_classes, SCORE_BINS), "int64")
+        self.highest_objectness = np.full(len(self.strides), -np.inf)
+        self.highest_score = np.full((len(self.strides), num_classes), -np.inf)
         self.images = 0
 
     def add_cells(self, scale, objectness, scores) -> None:
@@ -56,8 +60,16 @@ class Trace:
             for step, chosen in (("cells", scale), ("objectness", scale[objectness >= threshold])):
                 self.counts[index, STEPS.index(step)] += np.bincount(chosen, minlength=len(self.strides))[:, None]
         self.objectness += _histogram(scale, objectness, self.objectness.shape)
-        pair = scale[:, None] * num_classes + np.arange(num_classes)
-        self.scores += _histogram(pair.ravel(), scores.ravel(), self.scores.shape)
+        # Next to all pairs are in the first bin: they are counted by class, and the others one by one.
+        cell, label = np.divmod(np.flatnonzero(scores >= 1 / SCORE_BINS), num_classes)
+        self.scores += _histogram(scale[cell] * num_classes + label, scores[cell, label], self.scores.shape)
+        for index in range(len(self.strides)):
+            own = scale == index
+            self.scores[index, :, 0] += np.count_nonzero(scores[own] < 1 / SCORE_BINS, axis=0)
+            highest = np.max(objectness[own], where=np.isfinite(objectness[own]), initial=-np.inf)
+            self.highest_objectness[index] = max(self.highest_objectness[index], highest)
+            highest = np.max(scores[own], axis=0, where=np.isfinite(scores[own]), initial=-np.inf)
+            self.highest_score[index] = np.maximum(self.highest_score[index], highest)
 
     def add(self, step: str, scale, classes, scores) -> None:
         """Takes the pairs of one image that got past a step.

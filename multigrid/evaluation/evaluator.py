@@ -1,26 +1,28 @@
 """COCO metrics from samples and detections; the arithmetic is `faster-coco-eval`'s.
 
 Convention of this module: boxes come as corners (x1, y1, x2, y2) in pixels of the original image and leave as COCO's
-(x, y, width, height); a class index c is the category id c + 1. What is written is what is measured: detections are
-rounded when they become results, and the metrics are computed from those.
+(x, y, width, height); a class index c is the category id c + 1.
 """
 
 from __future__ import annotations
 
-import collections
+import contextlib
+import copy
+import gc
 import logging
 import os
+from collections.abc import Iterator
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from multigrid.data.coco_labels import coco_dictionary, corners_to_xywh
+from multigrid.data.coco_labels import coco_dictionary
 from multigrid.errors import InputError
+from multigrid.evaluation.records import as_results, records_of, to_records, truths_of
 
 logger = logging.getLogger(__name__)
 
-COORDINATE_DECIMALS = 3
-SCORE_DECIMALS = 6
+DETECTIONS_AT_ONCE = 100_000
 # The order in which every COCO evaluator gives its twelve numbers.
 SUMMARY = (
     "mAP", "mAP50", "mAP75", "mAP_small", "mAP_medium", "mAP_large",
@@ -61,27 +63,15 @@ def to_coco_results(image_id: int, boxes_xyxy, scores, classes) -> list[dict]:
     Raises:
         ValueError: a box or a score is not finite, or the numbers of boxes, scores and classes differ.
     """
-    boxes, scores = corners_to_xywh(boxes_xyxy), np.asarray(scores, dtype=np.float64)
-    if not len(boxes) == len(scores) == len(classes):
-        raise ValueError(
-            f"image {image_id}: expected as many scores and classes as boxes, received {len(boxes)} boxes, "
-            f"{len(scores)} scores, {len(classes)} classes"
-        )
-    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise ValueError(f"image {image_id}: expected finite boxes and scores, received others")
-    boxes, scores = np.round(boxes, COORDINATE_DECIMALS).tolist(), np.round(scores, SCORE_DECIMALS).tolist()
-    return [
-        {"image_id": int(image_id), "category_id": int(class_index) + 1, "bbox": box, "score": score}
-        for box, score, class_index in zip(boxes, scores, classes, strict=True)
-    ]
+    return list(as_results(to_records(image_id, boxes_xyxy, scores, classes)))
 
 
-def coco_metrics(ground_truth: dict, results: list[dict], class_names=None) -> dict:
+def coco_metrics(ground_truth: dict, results, class_names=None) -> dict:
     """COCO's box metrics, whole and by class.
 
     Args:
         ground_truth: COCO dictionary; stays as it is.
-        results: list in COCO's results format; stays as it is.
+        results: list in COCO's results format, or records of them; stays as it is.
         class_names: the names in the order of the category ids; the dictionary's own if None.
 
     Returns:
@@ -97,56 +87,102 @@ def coco_metrics(ground_truth: dict, results: list[dict], class_names=None) -> d
     names = [category["name"] for category in categories]
     if class_names is not None and list(class_names) != names:
         raise InputError(f"ground truth: expected the classes {list(class_names)}, received {names}")
-    _check_results(ground_truth, results)
-    evaluation = _evaluate(ground_truth, results)
+    records, truths = records_of(results), truths_of(ground_truth)
+    _check_results(ground_truth, records)
+    with _without_collector():
+        evaluation = _evaluate(ground_truth, records, categories)
     metrics = {name: _figure(value) for name, value in zip(SUMMARY, evaluation.stats, strict=True)}
     metrics |= {
         "images": len(ground_truth["images"]),
-        "objects": sum(_is_counted(annotation) for annotation in ground_truth["annotations"]),
-        "detections": len(results),
-        "per_class": _per_class(evaluation, categories, ground_truth, results),
+        "objects": len(truths),
+        "detections": len(records),
+        "per_class": _per_class(evaluation, categories, truths, records),
     }
     return metrics
 
 
-def _evaluate(ground_truth: dict, results: list[dict]) -> COCOeval_faster:
-    # The library writes into the annotations that it is given, so it gets copies.
-    truth = COCO(ground_truth, use_deepcopy=True, print_function=logger.debug)
-    evaluation = COCOeval_faster(truth, truth.loadRes(results), "bbox", print_function=logger.debug)
-    evaluation.run()
+def _evaluate(ground_truth: dict, records: np.ndarray, categories: list[dict]) -> COCOeval_faster:
+    """The library's evaluation, of some classes at a time, for it takes 2 kB a detection; no class looks at another."""
+    parts = []
+    for group in _groups(categories, records):
+        evaluation = _evaluate_classes(ground_truth, records, group)
+        parts.append(evaluation.eval)
+    evaluation.eval = {
+        **parts[0],
+        "precision": np.concatenate([part["precision"] for part in parts], axis=2),
+        "recall": np.concatenate([part["recall"] for part in parts], axis=1),
+    }
+    evaluation.summarize()
     return evaluation
 
 
-def _per_class(evaluation, categories: list[dict], ground_truth: dict, results: list[dict]) -> dict:
-    objects = collections.Counter(
-        annotation["category_id"] for annotation in ground_truth["annotations"] if _is_counted(annotation)
-    )
-    detections = collections.Counter(result["category_id"] for result in results)
+def _groups(categories: list[dict], records: np.ndarray) -> list[list[dict]]:
+    """Categories in their order, as many together as have no more than `DETECTIONS_AT_ONCE`, but at least one."""
+    groups, count = [[]], 0
+    for category in categories:
+        mine = int(np.count_nonzero(records["category_id"] == category["id"]))
+        if groups[-1] and count + mine > DETECTIONS_AT_ONCE:
+            groups.append([])
+            count = 0
+        groups[-1].append(category)
+        count += mine
+    return groups
+
+
+def _evaluate_classes(ground_truth: dict, records: np.ndarray, categories: list[dict]) -> COCOeval_faster:
+    ids = {category["id"] for category in categories}
+    # The library writes new keys into the entries that it is given, so it gets copies. An outline, which it would make
+    # of each box, is nothing that boxes need.
+    annotations = [entry for entry in ground_truth["annotations"] if entry["category_id"] in ids]
+    truth = {**ground_truth, "categories": categories, "annotations": annotations}
+    truth = COCO(copy.deepcopy(truth), print_function=logger.debug)
+    mine = records[np.isin(records["category_id"], list(ids))]
+    found = truth.loadRes([result | {"segmentation": None} for result in as_results(mine)])
+    evaluation = COCOeval_faster(truth, found, "bbox", print_function=logger.debug)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keeps Python from looking for garbage.
+
+    A hundred thousand new dictionaries make it walk through everything that TensorFlow holds, which takes longer than
+    the metrics; and there is none in them.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _per_class(evaluation, categories: list[dict], truths: np.ndarray, records: np.ndarray) -> dict:
     # [thresholds, recalls, classes, areas, counts] for all areas and up to 100 detections; -1: no object.
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     # The thresholds are .5, .55, ...: the first is AP50, the sixth AP75.
     chosen = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
+    counted = {"objects": truths["category_id"], "detections": records["category_id"]}
     return {
         category["name"]: {name: _figure(precision[rows, :, index].mean()) for name, rows in chosen.items()}
-        | {"objects": objects[category["id"]], "detections": detections[category["id"]]}
+        | {name: int(np.count_nonzero(ids == category["id"])) for name, ids in counted.items()}
         for index, category in enumerate(categories)
     }
-
-
-def _is_counted(annotation: dict) -> bool:
-    return not annotation.get("iscrowd", 0)
 
 
 def _figure(value: float) -> float | None:
     return None if value < 0 else float(value)
 
 
-def _check_results(ground_truth: dict, results: list[dict]) -> None:
+def _check_results(ground_truth: dict, records: np.ndarray) -> None:
     for key, table in (("image_id", "images"), ("category_id", "categories")):
-        known = {entry["id"] for entry in ground_truth[table]}
-        for index, result in enumerate(results, start=1):
-            if result[key] not in known:
-                raise InputError(
-                    f"detection {index}: expected {key} to be one of the ground truth's {len(known)} {table}, "
-                    f"received {result[key]!r}"
-                )
+        known = [entry["id"] for entry in ground_truth[table]]
+        unknown = np.flatnonzero(~np.isin(records[key], known))
+        if len(unknown):
+            raise InputError(
+                f"detection {unknown[0] + 1}: expected {key} to be one of the ground truth's {len(known)} {table}, "
+                f"received {records[key][unknown[0]]}"
+            )

@@ -1,0 +1,64 @@
+"""What label files tell of themselves: their class names and, a YOLO `data.yaml`, its splits."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+from multigrid.data.samples import read_raw_images
+from multigrid.data.yolo_labels import read_yolo_yaml
+from multigrid.errors import InputError
+
+
+def names_in(sources: Sequence[str]) -> tuple[str, ...]:
+    """The class names of label files, those of the first file first.
+
+    A `data.yaml` and a COCO file list them, by id; of Pascal VOC files the names that boxes have are taken, sorted.
+
+    Args:
+        sources: label files or folders.
+
+    Raises:
+        InputError: a file cannot be understood, has no names, or tells classes by number alone.
+    """
+    names = {}
+    for source in sources:
+        names |= dict.fromkeys(_names_of(source))
+    if not names:
+        raise InputError(f"{sources[0]}: expected class names, received none; name them with --classes")
+    return tuple(names)
+
+
+def splits_in(path: str) -> list[str]:
+    """Which of "train", "val" and "test" a `data.yaml` has.
+
+    Raises:
+        InputError: no YAML that can be understood, or none of them.
+    """
+    config = read_yolo_yaml(path)
+    found = [key for key in ("train", "val", "test") if config.get(key)]
+    if not found:
+        raise InputError(f'{path}: expected a key "train", "val" or "test" naming images, received none')
+    return found
+
+
+def _names_of(source: str) -> list[str]:
+    suffix = os.path.splitext(source)[1].lower()
+    if suffix in (".yaml", ".yml"):
+        names = read_yolo_yaml(source).get("names")
+        names = [names[index] for index in sorted(names)] if isinstance(names, dict) else names
+        if not isinstance(names, list):
+            raise InputError(f"{source}, key names: expected the class names, received {names}")
+        return [str(name) for name in names]
+    raw_images = read_raw_images(source, (), "train")
+    if suffix == ".json":  # understood, or there would have been an error
+        with open(source, encoding="utf-8-sig") as file:
+            categories = json.load(file)["categories"]
+        return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
+    labels = {label for image in raw_images for label in image.labels}
+    if any(isinstance(label, int) for label in labels):
+        raise InputError(
+            f"{source}: expected --classes or --config with lines that tell classes by number, received neither"
+        )
+    return sorted(labels)

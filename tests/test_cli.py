@@ -1,0 +1,229 @@
+"""One style for the command: --json, examples, key=value, exit codes, and a script a verb."""
+
+import contextlib
+import io
+import json
+import pathlib
+import re
+import shlex
+
+import pytest
+import yaml
+
+from multigrid import cli, report
+from multigrid.cli import main
+from multigrid.cli.options import Document, emit
+
+CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+PARSERS = next(action for action in cli._parser()._actions if action.choices).choices
+SCRIPTS = {verb: CHECKOUT / "tools" / f"{verb}.py" for verb in PARSERS}
+SCRIPTS["probe"] = CHECKOUT / "tests" / "probe_multigrid_loss.py"
+WITHOUT_CONFIG = {"compare", "replay"}  # these read run folders, which have their own
+
+
+def printed_by(*words) -> tuple[int, dict, str]:
+    """The exit code of a command with --json, its document and what went to standard error."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([*words, "--json"])
+        except SystemExit as left:
+            code = left.code
+    return code, json.loads(out.getvalue(), parse_constant=pytest.fail), err.getvalue()
+
+
+def test_there_are_at_least_nine_verbs():
+    assert len(PARSERS) == len(cli.VERBS) >= 9
+    assert {"train", "evaluate", "predict", "probe", "anchors", "data", "weights", "compare", "replay"} <= set(PARSERS)
+
+
+@pytest.mark.parametrize("verb", PARSERS)
+def test_the_example_of_every_verb_parses(verb):
+    for example in PARSERS[verb].epilog.removeprefix("example: ").split(", or "):
+        command = shlex.split(example)
+        assert command[:2] == ["multigrid", verb]
+        options = cli._parse(command[1:])
+        assert options.run.__name__ == f"run_{verb}" and options.json is False
+
+
+@pytest.mark.parametrize("verb", PARSERS)
+def test_every_verb_speaks_json_and_takes_settings_where_it_has_a_config(verb):
+    parser = PARSERS[verb]
+    known = {action.dest: action for action in parser._actions}
+    assert "--json" in known["json"].option_strings
+    assert ("config" in known) == ("overrides" in known) == (verb not in WITHOUT_CONFIG)
+    assert all(action.help for action in parser._actions)
+
+
+@pytest.mark.parametrize("verb", PARSERS)
+def test_every_verb_has_a_script_that_only_calls_it(verb):
+    text = SCRIPTS[verb].read_text(encoding="utf-8")
+    assert f'sys.exit(main(["{verb}", *sys.argv[1:]]))' in text and len(text.splitlines()) <= 10
+
+
+def test_every_script_is_one_of_a_verb():
+    scripts = sorted((CHECKOUT / "tools").glob("*.py"))
+    assert len(scripts) >= 8 and {path.stem for path in scripts} <= set(PARSERS)
+
+
+def test_help_tells_the_exit_codes(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Exit codes: 0 done; 1 the work failed or part of it did; 2 the input is not usable" in shown
+
+
+# --- one document
+
+
+def test_a_document_is_plain_json_and_there_is_only_one():
+    file = io.StringIO()
+    document = Document(file)
+    document.write({"loss": float("nan"), "path": pathlib.Path("runs") / "a", "sizes": (1, 2.5)})
+    assert json.loads(file.getvalue()) == {"loss": None, "path": str(pathlib.Path("runs/a")), "sizes": [1, 2.5]}
+    before = file.getvalue()
+    document.fail("too late")
+    with pytest.raises(ValueError, match="expected one document a command"):
+        document.write({})
+    assert file.getvalue() == before
+
+
+def test_without_json_nothing_is_emitted(capsys):
+    options = cli._parse(["compare", "a"])
+    emit(options, {"runs": []})
+    emit(options, {"runs": []})
+    assert capsys.readouterr().out == ""
+
+
+def test_a_process_that_is_silenced_prints_no_document(monkeypatch):
+    monkeypatch.setattr(report, "_silent", True)
+    file = io.StringIO()
+    Document(file).write({"a": 1})
+    assert file.getvalue() == ""
+
+
+def test_what_a_library_prints_goes_to_standard_error(monkeypatch, capsys):
+    def run_compare(options):
+        print("a library speaks")
+        report.say("a line")
+        report.table("a table", ["head"], [["cell"]])
+        assert list(report.progress([1], "counting")) == [1]
+        emit(options, {"done": True})
+        return 0
+
+    monkeypatch.setattr(cli.compare, "run_compare", run_compare)
+    run_compare.__doc__ = "Does nothing."
+    assert main(["compare", "a", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"done": True}
+    for words in ("a library speaks", "a line", "a table", "cell", "counting: 1 ..."):
+        assert words in shown.err
+    assert main(["compare", "a"]) == 0
+    assert "a library speaks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["compare", "nowhere"], "nowhere: expected a run folder"),
+        (["train"], "expected --config or --resume, and not both"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml: expected"),
+        (["compare", "nowhere", "--metrics"], "unrecognized argument: --metrics"),
+        (["replay"], "the following arguments are required: BUNDLE"),
+        (["anchors", "--config", "a.yaml", "--count", "7"], "--count: expected a multiple of 3"),
+    ],
+)
+def test_an_error_is_a_document_too_and_the_text_stays_on_standard_error(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, document, err = printed_by(*words)
+    assert code == 2 and list(document) == ["error"]
+    assert said in document["error"] and document["error"] in err
+
+
+def test_an_interruption_is_told_and_is_a_failure(monkeypatch):
+    def run_compare(options):
+        """Is interrupted."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.compare, "run_compare", run_compare)
+    assert printed_by("compare", "a") == (1, {"error": "interrupted"}, "interrupted\n")
+
+
+def test_options_are_not_abbreviated():
+    code, document, _ = printed_by("compare", "a", "--output", "b")
+    assert code == 2 and document["error"].startswith("unrecognized argument: --output")
+
+
+# --- what it holds
+
+
+@pytest.fixture(scope="module")
+def folder(draw_scenes, tmp_path_factory):
+    """A working directory with a config."""
+    folder = tmp_path_factory.mktemp("commands")
+    config = {
+        "data": {**draw_scenes(train=6, val=3), "workers": 1},
+        "model": {"width": 0.0625, "depth": 0.125, "input_size": [64, 96]},
+        "training": {"epochs": 1, "batch_size": 3, "pictures_every": None},
+        "output": {"dir": str(folder / "run")},
+    }
+    (folder / "c.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    code, document, err = printed_by(
+        "train", "--config", str(folder / "c.yaml"), "--save-weights", str(folder / "saved.h5")
+    )
+    assert code == 0, err
+    return document
+
+
+def test_train_tells_the_run_its_epochs_and_its_metrics(trained, folder):
+    assert trained["run_dir"] == str(folder / "run") and trained["epochs"] == 1 and trained["stopped_by"] is None
+    assert trained["best_weights"] == str(folder / "run" / "weights" / "best.weights.h5")
+    assert pathlib.Path(trained["saved_weights"]).is_file() and pathlib.Path(trained["best_weights"]).is_file()
+    assert 0 <= trained["metrics"]["mAP50"] <= 1 and trained["last_epoch"]["loss"] > 0
+
+
+def test_probe_anchors_weights_and_compare_tell_what_they_found(trained, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    code, found, _ = printed_by("probe", "--config", "c.yaml", "--output-dir", "probed", "--num-batches", "1")
+    assert code == 0 and list(found) == ["batches", "not_finite", "output_dir"] and found["not_finite"] == []
+    assert found["batches"] == json.loads((folder / "probed" / "loss_components.json").read_text())
+
+    code, found, _ = printed_by("anchors", "--config", "c.yaml", "--output", "new.txt", "--count", "3")
+    assert code == 0 and list(found) == ["anchors", "before", "fitted", "output", "picture"]
+    assert [len(scale) for scale in found["anchors"]] == [1, 1, 1] and pathlib.Path(found["picture"]).is_file()
+    # three anchors do not fit better than the nine that were there, but both are measured on the same boxes
+    assert found["fitted"]["boxes"] == found["before"]["boxes"] and 0 < found["fitted"]["mean_iol"] <= 1
+
+    code, found, _ = printed_by("weights", "saved.h5")
+    assert code == 0 and list(found) == ["path", "format", "layers", "notes"]
+    assert list(found["layers"][0]) == ["place", "name", "tensors"]
+
+    code, found, _ = printed_by("weights", "saved.h5", "--config", "c.yaml", "--convert", "other.weights.h5")
+    assert code == 0 and found["tensor_share"] == 1 and found["converted"] == "other.weights.h5"
+
+    code, found, _ = printed_by("compare", "run", "--output-dir", "compared")
+    assert code == 0 and list(found) == ["runs", "differences", "picture", "table"]
+
+
+# --- tables
+
+
+def test_no_line_of_a_table_ends_with_blanks():
+    log = io.StringIO()
+    report.table("a title", ["one head", "another"], [["a", 1.5], ["b", None]], report.new_console(log))
+    lines = log.getvalue().splitlines()
+    assert lines[0] == "a title" and all(line == line.rstrip() for line in lines) and len(lines) == 7
+
+
+def test_counting_shows_long_work_and_leaves_no_line_of_short_work(capsys):
+    for total in (4, 5):
+        with report.counting("looking", many=5) as show:
+            for done in (2, total):
+                show(done, total)
+    shown = capsys.readouterr().out
+    assert re.fullmatch(r"looking: 5 \.\.\.\nlooking: 5 in \d\.\d s\n", shown)
