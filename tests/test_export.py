@@ -64,7 +64,7 @@ def test_an_artefact_says_what_the_model_says(tmp_path, detector, images, format
     needed(format, quantize)
     path = tmp_path / f"made{ENDINGS[format]}"
     options = ExportOptions(format, SIZE, suppression, quantize=quantize)
-    record = export(detector, path, NAMES, options, images, calibration=images if quantize == "int8" else None)
+    record = export(detector, path, NAMES, options, images, calibration=images)
 
     artefact = load(path)
     assert (artefact.format, artefact.input_size) == (format, SIZE)

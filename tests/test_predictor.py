@@ -4,6 +4,7 @@ import cv2
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from multigrid.data.generator import MultiGridDataGenerator
 from multigrid.data.images import Letterbox
@@ -11,7 +12,9 @@ from multigrid.data.samples import Sample
 from multigrid.errors import InputError
 from multigrid.losses.multigrid_loss import MultiGridLoss
 from multigrid.models.detector import MultiGridDetector
+from multigrid.models.weights import save_weights
 from multigrid.prediction.predictor import Predictor
+from multigrid.prediction.video import VideoWriter
 
 ANCHORS = [[[40.0, 28.0], [48.0, 44.0]], [[20.0, 14.0], [14.0, 30.0]], [[8.0, 6.0], [12.0, 9.0]]]
 NAMES = ("red", "green", "blue")
@@ -194,3 +197,142 @@ def test_what_does_not_suit_the_detector_is_refused(detector):
         Predictor(detector, NAMES, (64, 100))
     with pytest.raises(ValueError, match="class_names: expected 3 names, received 2"):
         Predictor(detector, NAMES[:2], SIZE)
+
+
+# --- whatever holds images --------------------------------------------------------------------------------------------
+
+
+def test_a_pillow_image_gives_what_its_file_gives_whichever_way_up(predictor, samples, tmp_path):
+    upright = Image.open(samples[0].path)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise to stand upright
+    path = tmp_path / "turned.png"
+    upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    by_image, by_path = predictor.predict(Image.open(path)), predictor.predict(path)
+    assert len(by_path) >= 2 and by_image.size == (150, 200) and by_image.path == ""
+    assert_same(by_image, by_path)
+    assert_same(by_image, predictor.predict(samples[0].path))
+    np.testing.assert_array_equal(by_image.image, np.asarray(upright))
+
+
+def test_a_pillow_image_with_alpha_loses_it(predictor, samples):
+    image = Image.open(samples[0].path).convert("RGBA")
+    image.putalpha(70)
+    assert_same(predictor.predict(image), predictor.predict(samples[0].path))
+
+
+def test_several_images_come_as_a_list(predictor, samples):
+    folder = samples[0].path.rpartition("/")[0]
+    alone = [predictor.predict(sample.path) for sample in samples]
+    mixed = [samples[0].path, read(samples[1]), Image.open(samples[0].path)]
+    for source, expected in (
+        (folder, [0, 1]),
+        (f"{folder}/*2.png", [1]),
+        ((sample.path for sample in samples), [0, 1]),
+        (mixed, [0, 1, 0]),
+        (read(samples[0])[None], [0]),
+        ([], []),
+    ):
+        found = predictor.predict(source)
+        assert isinstance(found, list) and len(found) == len(expected)
+        for one, index in zip(found, expected, strict=True):
+            assert_same(one, alone[index])
+
+
+def test_what_is_broken_is_reported_in_its_turn_and_the_rest_is_done(predictor, samples, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff cut off")
+    source = [samples[0].path, str(broken), f"{tmp_path}/*.bmp", "none.mp4", samples[1].path]
+    errors = []
+    found = predictor.predict(source, on_broken=errors.append)
+    assert [one.path for one in found] == [samples[0].path, samples[1].path]
+    complaints = ["broken.jpg: expected an image", "*.bmp: expected a pattern", "none.mp4: expected a video"]
+    assert len(errors) == 3
+    assert all(words in str(error) for words, error in zip(complaints, errors, strict=True))
+    with pytest.raises(InputError, match=r"broken\.jpg"):
+        predictor.predict(source)
+    with pytest.raises(InputError, match=r"broken\.jpg"):  # there is no rest
+        predictor.predict(broken, on_broken=errors.append)
+
+
+def test_a_video_is_detected_frame_for_frame(predictor, samples, tmp_path):
+    image = read(samples[0])
+    with VideoWriter(tmp_path / "film.mp4", 10) as video:
+        for index in range(5):
+            video.write(image if index % 2 else np.full_like(image, 90))
+    seen = list(predictor.stream(tmp_path / "film.mp4"))
+    assert [one.frame for one in seen] == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose([one.time for one in seen], [0, 0.1, 0.2, 0.3, 0.4], atol=1e-6)
+    assert {one.path for one in seen} == {str(tmp_path / "film.mp4")}
+    assert [one.image[60, 60, 0] > 200 for one in seen] == [False, True, False, True, False]
+    for one in seen:
+        assert_same(one, predictor.predict(one.image))
+    assert seen[1].image.shape == image.shape and seen[1].plot().shape == image.shape
+    kept = predictor.predict(tmp_path / "film.mp4")
+    assert [one.frame for one in kept] == [0, 1, 2, 3, 4] and all(one.image is None for one in kept)
+    assert len(list(predictor.stream(tmp_path / "film.mp4", limit=2))) == 2
+
+
+def test_a_camera_that_is_not_there_is_an_error(predictor):
+    with pytest.raises(InputError, match="camera 97: expected a camera, received none that answers"):
+        next(predictor.stream(97))
+
+
+# --- run folders and configs ------------------------------------------------------------------------------------------
+
+
+CONFIG = """\
+data: {train: /gone/train.txt, classes: /gone/run/classes.txt, anchors: /gone/run/anchors.txt}
+model: {width: 0.0625, depth: 0.125, input_size: [64, 96]}
+detection: {predict_threshold: 0.1}
+output: {dir: /gone/run}
+backbone_weights: /gone/backbone.weights
+"""
+
+
+@pytest.fixture
+def run_dir(detector, tmp_path):
+    """What training left, in another place than where it was trained; its name is no plain YAML."""
+    folder = tmp_path / "moved: 1 # run"
+    (folder / "weights").mkdir(parents=True)
+    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
+    (folder / "classes.txt").write_text("\n".join(NAMES), encoding="utf-8")
+    (folder / "anchors.txt").write_text("8,6  12,9\n20,14  14,30\n40,28  48,44\n", encoding="utf-8")
+    save_weights(detector, folder / "weights" / "best.weights.h5")
+    return folder
+
+
+def test_a_run_folder_may_have_been_moved(run_dir, predictor, samples, monkeypatch):
+    monkeypatch.chdir(run_dir.parent)
+    made = Predictor.from_run(run_dir.name)
+    assert (made.class_names, made.input_size, made.score_threshold) == (NAMES, SIZE, 0.1)
+    assert_same(made.predict(samples[0].path), predictor.predict(samples[0].path))
+
+
+def test_overrides_win_over_the_run(run_dir, tmp_path):
+    (tmp_path / "names.txt").write_text("one\ntwo\nthree\n", encoding="utf-8")
+    (run_dir / "weights" / "best.weights.h5").rename(tmp_path / "other.h5")
+    weights = f"weights={tmp_path / 'other.h5'}"
+    made = Predictor.from_run(run_dir, [weights, f"data.classes={tmp_path / 'names.txt'}"], evaluating=True)
+    assert made.class_names == ("one", "two", "three") and made.score_threshold == 0.001
+
+
+def test_a_run_without_its_best_weights_is_named(run_dir):
+    best = run_dir / "weights" / "best.weights.h5"
+    best.rename(run_dir / "weights" / "last.weights.h5")
+    with pytest.raises(
+        InputError, match=r"run: expected a run with weights/best.weights.h5, received one without; wei"
+    ):
+        Predictor.from_run(run_dir)
+    (run_dir / "weights" / "last.weights.h5").unlink()
+    with pytest.raises(InputError, match="received one without yet: no epoch of it was finished"):
+        Predictor.from_run(run_dir)
+    with pytest.raises(InputError, match="weights: expected a run folder with a config.yaml, received none"):
+        Predictor.from_run(run_dir / "weights")
+
+
+def test_a_config_without_weights_makes_no_predictor(run_dir):
+    settings = [f"data.{name}='{run_dir / name}.txt'" for name in ("classes", "anchors")]
+    settings += ["data.train=null", "backbone_weights=null"]
+    with pytest.raises(InputError, match="weights: expected a file of trained weights, received null"):
+        Predictor.from_config(run_dir / "config.yaml", settings)

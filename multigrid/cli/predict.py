@@ -1,7 +1,8 @@
-"""`multigrid predict`: what is found on images."""
+"""`multigrid predict`: what is found on images and videos."""
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 
@@ -12,6 +13,8 @@ from multigrid.cli.options import (
     add_config,
     add_parser,
     add_weights,
+    count,
+    emit,
     load_config,
     progress,
     start_backend,
@@ -19,88 +22,200 @@ from multigrid.cli.options import (
 )
 from multigrid.errors import InputError
 
+SOURCE = "images, folders of images, patterns such as 'images/**/*.jpg', videos, or the number of a camera"
+
 
 def add_verb(verbs) -> None:
     """Adds the options of `predict`."""
     parser = add_parser(verbs, "predict", run_predict, "multigrid predict --config C --weights W --source images/")
-    add_config(parser)
-    add_weights(parser, required=True)
-    parser.add_argument("--source", required=True, help="an image, or a folder of images")
+    add_config(parser, required=False)
+    add_weights(parser)
     parser.add_argument(
-        "--output-dir", default="predictions", help="where pictures and detections.json go (%(default)s)"
+        "--run", metavar="RUN", dest="run_dir", help="a run folder: its config and best weights, instead of --config"
     )
+    parser.add_argument("--source", required=True, nargs="+", action="extend", help=SOURCE)
+    parser.add_argument(
+        "--output-dir",
+        default="predictions",
+        help="where pictures, videos, detections.json and detections.csv go (%(default)s)",
+    )
+    parser.add_argument("--no-images", action="store_true", help="write no pictures and no videos")
+    parser.add_argument("--show-cells", action="store_true", help="tint the cells that answered for each object")
+    parser.add_argument("--limit", type=count, help="the most frames of a video or camera")
 
 
 def run_predict(options) -> int:
-    """Draws what is found on images."""
-    config = load_config(options, weights_settings(options))
+    """Draws what is found on images and videos."""
+    words = _without_settings(options)
+    config = _config(options)
     report.check_folder(options.output_dir, "--output-dir")
-    _check_apart(options.source, options.output_dir)
-    paths, broken = _readable_images(options.source)
+    _quiet_opencv()
+    from multigrid.prediction.outputs import picture_targets
+    from multigrid.prediction.sources import check_any_usable
+
+    items, left_out = _listed(words, options.output_dir)
+    targets = picture_targets(items)
+    _check_apart(items, targets, options.output_dir)
+    check_any_usable(items)
+    infos = _infos(items)
     start_backend()
     from multigrid.prediction.predictor import Predictor
 
+    broken = []
     predictor = Predictor.from_config(config)
-    found = progress("detecting", len(paths))(predictor.stream(paths))
-    records = [_draw_detections(detections, options) for detections in found]
-    report.write_json(pathlib.Path(options.output_dir) / "detections.json", records)
-    total = sum(len(record["detections"]) for record in records)
-    report.say(f"images: {len(paths)}, detections: {total}, written to {options.output_dir}")
-    if not total:
+    stopped, done = _predict(predictor, items, None if options.no_images else targets, infos, options, broken)
+    _report(options, config, done, left_out, broken, stopped)
+    unasked = stopped and not any(item.kind == "camera" for item in items)
+    return FAILED if broken or unasked else OK
+
+
+def _without_settings(options) -> list:
+    """The words of --source; settings that stand behind them go where they belong."""
+    settings = [word for word in options.source if "=" in word and not os.path.lexists(word)]
+    words = [word for word in options.source if word not in settings]
+    if not words:
+        options.parser.error(f"--source: expected {SOURCE}, received {' '.join(settings)}")
+    options.overrides += settings
+    return words
+
+
+def _quiet_opencv() -> None:
+    """Lets a video that cannot be opened be named by us alone, unless somebody asks for OpenCV's own words."""
+    import cv2
+
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    if "OPENCV_LOG_LEVEL" not in os.environ:
+        set_level = cv2.utils.logging.setLogLevel if hasattr(cv2.utils, "logging") else cv2.setLogLevel  # OpenCV 5, 4
+        set_level(2)  # errors alone
+
+
+def _config(options):
+    """The checked config of --run with its best weights, or of --config; what the user's own words say wins."""
+    if (options.run_dir is None) == (options.config is None):
+        options.parser.error("expected one of --run and --config")
+    if options.run_dir is not None:
+        from multigrid.prediction.run_folder import run_config
+
+        return run_config(options.run_dir, [*options.overrides, *weights_settings(options)])
+    if options.weights is None and not any(word.startswith("weights=") for word in options.overrides):
+        options.parser.error("with --config the following argument is required: --weights")
+    return load_config(options, weights_settings(options))
+
+
+def _listed(words, output_dir) -> tuple[list, int]:
+    """The items of all sources, each file once, and how many other files there were.
+
+    What an earlier prediction left is no source of a pattern that reaches into its folder.
+
+    Raises:
+        InputError: a source that is missing or comes to nothing.
+    """
+    from multigrid.prediction.sources import left_out_words, list_source
+
+    items, left_out = {}, 0
+    for word in words:
+        listing = list_source(word)
+        others = [item for item in listing.items if not _is_below(item, output_dir)] or listing.items
+        own = len(listing.items) - len(others)
+        if own:
+            report.say(f"{word}: {own} file{'s' * (own > 1)} in --output-dir left out")
+        for item in others:
+            if item.kind != "camera" and not os.path.exists(item.what):
+                raise InputError(
+                    f"{word}: expected an image or a folder of images, a pattern, a video or a camera's number, "
+                    "received no such file"
+                )
+            key = item.what if item.kind == "camera" else os.path.abspath(item.what)
+            items.setdefault(key, item)
+        if listing.left_out:
+            report.say(f"{word}: {left_out_words(listing.left_out)}")
+        left_out += listing.left_out
+    return list(items.values()), left_out
+
+
+def _is_below(item, folder) -> bool:
+    return item.kind != "camera" and pathlib.Path(os.path.realpath(item.what)).is_relative_to(os.path.realpath(folder))
+
+
+def _check_apart(items, targets, output_dir) -> None:
+    """Sees that no picture would take the place of a source.
+
+    Raises:
+        InputError: the output folder is one that files are in, or a picture would be one of them.
+    """
+    sources = {os.path.realpath(item.what) for item in items if item.kind != "camera"}
+    drawn = {os.path.realpath(os.path.join(output_dir, target)) for target in targets.values()}
+    if os.path.realpath(output_dir) in {os.path.dirname(path) for path in sources} or sources & drawn:
+        raise InputError(f"--output-dir: expected a folder other than that of the images, received {output_dir}")
+
+
+def _infos(items) -> dict:
+    """What the headers of videos and cameras say, by their places; what cannot be opened is said when it is due."""
+    from multigrid.prediction.video import place_of, read_info
+
+    infos = {}
+    for item in items:
+        if item.kind != "image":
+            try:
+                infos[place_of(item.what)] = read_info(item.what)
+            except InputError:
+                infos[place_of(item.what)] = None
+    return infos
+
+
+def _predict(predictor, items, targets, infos, options, broken) -> tuple:
+    """Looks at everything and writes it; (whether it was interrupted, what was handed in)."""
+    from multigrid.prediction.outputs import writing
+
+    live = any(item.kind == "camera" for item in items)
+    found = predictor.stream(
+        [item.what for item in items],
+        on_broken=lambda error: broken.append(str(error)),
+        cells=options.show_cells,
+        batch_size=1 if live else None,
+        limit=options.limit,
+    )
+    rates = {place: info.rate for place, info in infos.items() if info is not None}
+    with writing(options.output_dir, targets, rates, cells=options.show_cells) as outputs:
+        try:
+            for detections in progress("detecting", _total(items, infos, options.limit))(found):
+                outputs.add(detections)
+        except KeyboardInterrupt:  # how a camera ends; what was done is worth keeping anyway
+            return True, outputs
+    return False, outputs
+
+
+def _total(items, infos, limit) -> int | None:
+    """How many images and frames there are, as far as headers tell."""
+    total = sum(item.kind == "image" for item in items)
+    for info in infos.values():
+        frames = 0 if info is None else info.frames
+        if frames is None and limit is None:
+            return None
+        total += min(number for number in (frames, limit) if number is not None)
+    return total
+
+
+def _report(options, config, done, left_out, broken, stopped) -> None:
+    folder = pathlib.Path(options.output_dir)
+    report.say(f"images: {done.images}, detections: {done.detections}, written to {folder}")
+    if not done.detections:
         threshold = config.detection.predict_threshold
         report.say(f"nothing scored detection.predict_threshold={threshold:g}; a lower one shows what comes nearest")
     for message in broken:
         print(f"not done: {message}", file=sys.stderr)
-    return FAILED if broken else OK
-
-
-def _check_apart(source, output_dir) -> None:
-    """Sees that no picture would take the place of the image that it is drawn from: they have one name.
-
-    Raises:
-        InputError: the output folder is the one that the images are in.
-    """
-    source = pathlib.Path(source)
-    folder = source if source.is_dir() else source.parent
-    if folder.resolve() == pathlib.Path(output_dir).resolve():
-        raise InputError(f"--output-dir: expected a folder other than that of the images, received {output_dir}")
-
-
-def _readable_images(source) -> tuple[list, list]:
-    """The images of a file or folder that can be read, and what is wrong with the others.
-
-    Raises:
-        InputError: there is no image, or none can be read.
-    """
-    from multigrid.data.images import IMAGE_SUFFIXES, for_each_image, read_image
-
-    source = pathlib.Path(source)
-    if not source.exists():
-        raise InputError(f"{source}: expected an image or a folder of images, received no such file")
-    paths = [source] if source.is_file() else sorted(source.iterdir())
-    paths = [str(path) for path in paths if source.is_file() or path.suffix.lower() in IMAGE_SUFFIXES]
-    looks = for_each_image(lambda path: read_image(path, at_least=(1, 1)).shape, paths)
-    broken = [str(look) for look in looks.values() if isinstance(look, InputError)]
-    good = [path for path, look in looks.items() if not isinstance(look, InputError)]
-    if not good:
-        raise InputError(broken[0] if broken else f"{source}: expected a folder of images, received one without")
-    return good, broken
-
-
-def _draw_detections(found, options) -> dict:
-    """Writes the image with its boxes; returns the detections as plain values."""
-    from multigrid.data.images import read_image
-    from multigrid.pictures import class_colour, draw_boxes, save_image
-
-    labels = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
-    colours = [class_colour(index) for index in found.class_ids]
-    name = pathlib.Path(found.path).name
-    if pathlib.Path(name).suffix.lower() not in (".jpg", ".jpeg", ".png"):
-        name += ".png"  # beside the old ending: a.bmp and a.tif stay two pictures
-    picture = draw_boxes(read_image(found.path), found.boxes, labels, colours)
-    save_image(pathlib.Path(options.output_dir) / name, picture)
-    detections = [
-        {"class": name, "score": float(score), "box_xyxy": [round(float(side), 2) for side in box]}
-        for name, score, box in zip(found.names, found.scores, found.boxes, strict=True)
-    ]
-    return {"image": found.path, "width": found.size[1], "height": found.size[0], "detections": detections}
+    if stopped:
+        print("interrupted: what was done is written", file=sys.stderr)
+    emit(
+        options,
+        {
+            "images": done.images,
+            "detections": done.detections,
+            "detections_json": folder / "detections.json",
+            "detections_csv": folder / "detections.csv",
+            "pictures": None if options.no_images else folder,
+            "left_out": left_out,
+            "broken": broken,
+            "interrupted": stopped,
+        },
+    )

@@ -10,19 +10,23 @@ from keras import ops
 from multigrid.detection.decode import with_decoder
 from multigrid.detection.graph_suppression import MAX_CANDIDATES, suppressed
 from multigrid.models.folding import fold_batch_norm
+from multigrid.models.head import grid_name
 
 INPUT = "images"
 OUTPUTS = ("boxes", "scores", "classes")
+DETECTIONS = "detections"  # the last layer
 
 
 @dataclass(frozen=True)
-class Suppression:
-    """Greedy NMS within the graph."""
+class GraphSuppression:
+    """Suppression within the graph; see `suppressed`."""
 
     score_threshold: float  # least score of a detection
     iou_threshold: float  # overlap above which the weaker of two boxes of a class goes
     max_detections: int  # rows of every output
     max_candidates: int = MAX_CANDIDATES  # (cell, class) pairs that are looked at, best scores first
+    rule: str = "nms"  # or "consensus"
+    rounds: int | None = None  # of the rule, for a graph without loops
 
 
 class BestClass(keras.layers.Layer):
@@ -42,16 +46,19 @@ class BestClass(keras.layers.Layer):
         score, label = ops.top_k(scores, 1)
         return {"boxes": boxes, "scores": score[..., 0], "classes": ops.cast(label[..., 0], "int32")}
 
+    def compute_output_spec(self, decoded):
+        return _outputs(decoded["boxes"].shape[0], self.cells)
+
 
 class Suppress(keras.layers.Layer):
-    """Greedy NMS, see `suppressed`.
+    """Suppression within the graph.
 
     Args:
         cells: their number, which the decoder's outputs do not tell before they run.
         suppression: thresholds and sizes.
     """
 
-    def __init__(self, cells: int, suppression: Suppression, **kwargs):
+    def __init__(self, cells: int, suppression: GraphSuppression, **kwargs):
         super().__init__(dtype="float32", **kwargs)
         self.cells, self.suppression = cells, suppression
 
@@ -59,29 +66,62 @@ class Suppress(keras.layers.Layer):
         boxes, scores = _with_cells(decoded, self.cells)
         return suppressed(boxes, scores, **vars(self.suppression))
 
+    def compute_output_spec(self, decoded):
+        return _outputs(decoded["boxes"].shape[0], self.suppression.max_detections)
+
 
 def exported_graph(
-    detector, input_size: tuple[int, int], suppression: Suppression | None = None, *, folded: bool = True, rescore=False
+    detector,
+    input_size: tuple[int, int],
+    suppression: GraphSuppression | None = None,
+    *,
+    rescore: bool = False,
+    folded: bool = True,
 ) -> keras.Model:
-    """A model with the contract of every artefact.
+    """A model with the inputs and outputs of every artefact.
 
     Args:
         detector: a `MultiGridDetector`; stays as it is.
-        input_size: (height, width) in pixels.
-        suppression: NMS within the graph; None gives all cells, each with its best class.
-        folded: whether BatchNorm is folded into the convolutions.
+        input_size: (height, width) in pixels, multiples of 32.
+        suppression: within the graph; None gives all cells, each with its best class.
         rescore: see `DecodeGrids`.
+        folded: whether BatchNorm is folded into the convolutions.
 
     Returns:
-        From uint8 [B, height, width, 3] to {"boxes": [B, D, 4] float32 corners in input pixels, "scores": [B, D]
-        float32, "classes": [B, D] int32}.
+        A `keras.Model` from uint8 RGB [B, height, width, 3] to {"boxes": [B, D, 4] float32 corners in input pixels,
+        "scores": [B, D] float32, "classes": [B, D] int32}.
     """
-    model = with_decoder(detector, rescore=rescore)
+    decoding = with_decoder(detector, rescore=rescore)
     images = keras.Input((*input_size, 3), dtype="uint8", name=INPUT)
-    decoded = (fold_batch_norm(model) if folded else model)(images)
+    decoded = (fold_batch_norm(decoding) if folded else decoding)(images)
     cells = sum((input_size[0] // stride) * (input_size[1] // stride) for stride in detector.strides)
-    last = BestClass(cells, name="detections") if suppression is None else Suppress(cells, suppression, name="detections")
+    if suppression is None:
+        last = BestClass(cells, name=DETECTIONS)
+    else:
+        last = Suppress(cells, suppression, name=DETECTIONS)
     return keras.Model(images, last(decoded), name="exported")
+
+
+def is_precise(name: str, strides) -> bool:
+    """Whether a step of a converted graph belongs to the last convolutions or to what follows them.
+
+    Those stay in floating point: one step of eight bits between a size of 20 and of 22 px is too coarse for a box.
+
+    Args:
+        name: what a converter made of the names of Keras' layers, "exported_1/decode_1/Exp".
+        strides: of the detector, which name its last convolutions.
+    """
+    layers = ("decode", DETECTIONS, *(grid_name(stride) for stride in strides))
+    return any(f"/{layer}/" in name or f"/{layer}_" in name for layer in layers)
+
+
+def _outputs(batch, rows: int) -> dict:
+    """What comes out, without making it: tracing the loop of a suppression takes seconds."""
+    return {
+        "boxes": keras.KerasTensor((batch, rows, 4), "float32"),
+        "scores": keras.KerasTensor((batch, rows), "float32"),
+        "classes": keras.KerasTensor((batch, rows), "int32"),
+    }
 
 
 def _with_cells(decoded, cells):

@@ -1,7 +1,7 @@
 """Artefacts loaded again: one class a format, and the same three outputs from each.
 
-`predict` takes uint8 RGB [B, height, width, 3] at the artefact's size and returns {"boxes": [B, D, 4] float32 corners in
-input pixels, "scores": [B, D] float32, "classes": [B, D] int32}. An artefact of a fixed batch is run as often as needed.
+`predict` takes uint8 RGB [B, height, width, 3] at the artefact's size and returns {"boxes": [B, D, 4] float32 corners
+in input pixels, "scores": [B, D] float32, "classes": [B, D] int32}. One of a fixed batch is run as often as needed.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import pathlib
 
+import keras
 import numpy as np
 
 from multigrid.errors import InputError
 from multigrid.export.graph import INPUT, OUTPUTS
+from multigrid.export.kinds import ENDINGS
 from multigrid.export.libraries import library
 
 SAVED_MODEL_FILE = "saved_model.pb"
@@ -72,14 +74,12 @@ class SavedModelRuntime(Runtime):
     format = "savedmodel"
 
     def __init__(self, path):
-        self._model = library("tensorflow").saved_model.load(os.fspath(path))
-        self._serve = self._model.signatures["serving_default"]
-        (spec,) = self._serve.structured_input_signature[1].values()
+        self._layer = keras.layers.TFSMLayer(os.fspath(path), call_endpoint="serving_default")
+        (spec,) = self._layer.call_endpoint_fn.structured_input_signature[1].values()
         self.batch, self.input_size = _batch_and_size(spec.shape.as_list())
 
     def _run(self, images):
-        outputs = self._serve(**{INPUT: library("tensorflow").constant(images)})
-        return {name: outputs[name].numpy() for name in OUTPUTS}
+        return {name: keras.ops.convert_to_numpy(value) for name, value in self._layer(images).items()}
 
 
 class OnnxRuntime(Runtime):
@@ -134,7 +134,6 @@ class OpenVinoRuntime(Runtime):
 
 
 RUNTIMES = {one.format: one for one in (SavedModelRuntime, OnnxRuntime, LiteRtRuntime, OpenVinoRuntime)}
-ENDINGS = {"savedmodel": "", "onnx": ".onnx", "litert": ".tflite", "openvino": ".xml"}
 
 
 def load(path: str | os.PathLike) -> Runtime:

@@ -1,0 +1,54 @@
+"""The config of a run folder for whoever uses its detector, wherever that folder has come to lie."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+from multigrid.config import Config, ConfigLoader
+from multigrid.errors import InputError
+
+BEST = "weights/best.weights.h5"
+LAST = "weights/last.weights.h5"
+# Where a training began and what it learned from: no detector needs that, and it may not be on this machine.
+_HISTORY = ("data.train", "data.val", "data.test", "backbone_weights")
+
+
+def run_config(run_dir: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
+    """The config of a run's detector: its best weights, its own classes and anchors, and no labels.
+
+    Args:
+        run_dir: a run folder, perhaps moved or copied from where it was trained: the `classes.txt` and `anchors.txt`
+            in it are taken, whatever its config calls them.
+        overrides: settings over all of this, such as "weights=runs/mine/weights/last.weights.h5".
+
+    Raises:
+        InputError: no run folder, one without weights, or overrides that are wrong.
+    """
+    run_dir = pathlib.Path(run_dir)
+    if not (run_dir / "config.yaml").is_file():
+        raise InputError(f"{run_dir}: expected a run folder with a config.yaml, received none")
+    settings = [f"{key}=null" for key in _HISTORY]
+    settings += [
+        _setting(f"data.{name}", run_dir / f"{name}.txt")
+        for name in ("classes", "anchors")
+        if (run_dir / f"{name}.txt").is_file()
+    ]
+    if not any(word.startswith("weights=") for word in overrides):
+        settings.append(_setting("weights", _best_weights(run_dir)))
+    return ConfigLoader.load(run_dir / "config.yaml", [*settings, *overrides])
+
+
+def _best_weights(run_dir: pathlib.Path) -> pathlib.Path:
+    if (run_dir / BEST).is_file():
+        return run_dir / BEST
+    last = run_dir / LAST
+    hint = f"; weights={last} takes its last ones" if last.is_file() else " yet: no epoch of it was finished"
+    raise InputError(f"{run_dir}: expected a run with {BEST}, received one without{hint}")
+
+
+def _setting(key: str, path: pathlib.Path) -> str:
+    # Absolute, for the command line names paths relative to the working directory; quoted, for the value is YAML.
+    return f"{key}={json.dumps(str(path.absolute()))}"
