@@ -176,7 +176,7 @@ def _pixels(boxes: np.ndarray, shape) -> list[list[int]]:
 
 
 def _text_size(text: str, scale: float) -> tuple[int, int]:
-    (width, height), baseline = cv2.getTextSize(text, FONT, scale, 1)
+    (width, height), baseline = cv2.getTextSize(text, FONT, scale, _stroke(scale))
     return width, height + baseline
 
 
@@ -208,5 +208,11 @@ def _overlap(first, second) -> bool:
 
 
 def _write(canvas: np.ndarray, text: str, left: int, top: int, colour: Colour, scale: float) -> None:
-    (_, height), _ = cv2.getTextSize(text, FONT, scale, 1)
-    cv2.putText(canvas, text, (left, top + height), FONT, scale, colour, 1, cv2.LINE_AA)
+    stroke = _stroke(scale)
+    (_, height), _ = cv2.getTextSize(text, FONT, scale, stroke)
+    cv2.putText(canvas, text, (left, top + height), FONT, scale, colour, stroke, cv2.LINE_AA)
+
+
+def _stroke(scale: float) -> int:
+    """How thick letters of this size are, in pixels."""
+    return max(1, round(1.5 * scale))

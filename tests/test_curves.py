@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from multigrid.detection.records import records_of
 from multigrid.evaluation.curves import curve, curves_of
 from multigrid.evaluation.evaluator import coco_metrics
 from multigrid.evaluation.matching import match
-from multigrid.evaluation.records import records_of
 from multigrid.evaluation.run import Evaluation
 
 # By score: .9 right, .8 wrong, .8 right, .6 right, .3 wrong; 4 objects. The two of score .8 are one point.

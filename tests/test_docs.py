@@ -53,10 +53,11 @@ def command_of(path):
     return found.groups()
 
 
-def test_there_are_eleven_pages():
+def test_there_are_seventeen_pages():
     assert [page.name for page in PAGES] == [
-        "README.md", "architecture.md", "configuration.md", "data-formats.md", "devices.md", "fine-tuning.md",
-        "long-runs.md", "loss.md", "probe.md", "training.md", "weights.md",
+        "README.md", "architecture.md", "command-line.md", "configuration.md", "data-formats.md", "detection.md",
+        "devices.md", "evaluation.md", "export.md", "fine-tuning.md", "long-runs.md", "loss.md", "prediction.md",
+        "probe.md", "serving.md", "training.md", "weights.md",
     ]  # fmt: skip
 
 

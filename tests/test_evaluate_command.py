@@ -149,7 +149,7 @@ def test_a_run_or_a_config_with_weights_is_required(run_dir, words, message, cap
 
 def test_a_folder_that_is_no_run_is_refused_before_anything_is_written(tmp_path, capsys):
     assert main(["evaluate", "--run", str(tmp_path / "none"), "--output-dir", str(tmp_path / "out")]) == 2
-    assert "none/config.yaml" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "none: expected a run folder" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 # --- the same in Python

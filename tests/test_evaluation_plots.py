@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
+from multigrid.detection.records import RECORD
 from multigrid.evaluation.evaluator import coco_metrics
 from multigrid.evaluation.plots import COLOURS, DPI, FAINT_COLOUR, _styled, draw_confusion
-from multigrid.evaluation.records import RECORD
 from multigrid.evaluation.run import Evaluation
 
 PLOTS = [

@@ -10,10 +10,10 @@ import json
 import numpy as np
 import pytest
 
+from multigrid.detection.records import records_of
 from multigrid.errors import InputError
 from multigrid.evaluation import evaluator
 from multigrid.evaluation.evaluator import SUMMARY, coco_metrics, to_coco_ground_truth, to_coco_results
-from multigrid.evaluation.records import records_of
 
 NAMES = ("red", "green", "blue")
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from multigrid.evaluation.records import (
+from multigrid.detection.records import (
     BLOCK,
     RECORD,
     as_results,

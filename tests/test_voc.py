@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from multigrid.evaluation.records import records_of
+from multigrid.detection.records import records_of
 from multigrid.evaluation.voc import average_precisions, voc_ap
 
 

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import time
 
 from multigrid import report
 from multigrid.cli.options import (
     OK,
-    add_config,
+    add_detector,
     add_parser,
-    add_weights,
+    detector_config,
     emit,
     progress,
     show_metrics,
     start_backend,
-    weights_settings,
 )
 
 TEST_TIME_AUGMENTATION = ("detection.flip=true", "detection.scales=[0.83, 1.0, 1.17]")
-BEST_WEIGHTS = "weights/best.weights.h5"
 
 
 def add_verb(verbs) -> None:
     """Adds the options of `evaluate`."""
     parser = add_parser(verbs, "evaluate", run_evaluate, "multigrid evaluate --run runs/quickstart-1 --split test")
-    parser.add_argument("--run", dest="run_dir", help=f"a run folder: its config, and {BEST_WEIGHTS} in it")
-    add_config(parser, required=False)
-    add_weights(parser)
+    add_detector(parser)
     parser.add_argument("--split", choices=("val", "test"), default="val", help="labels to measure on (%(default)s)")
     augmentation = " ".join(TEST_TIME_AUGMENTATION)
     parser.add_argument("--tta", action="store_true", help=f"test-time augmentation: {augmentation}")
@@ -38,7 +33,8 @@ def add_verb(verbs) -> None:
 def run_evaluate(options) -> int:
     """Measures weights on a split, and writes figures, plots and a report."""
     start = time.perf_counter()
-    config = _config(options)
+    before = TEST_TIME_AUGMENTATION if options.tta else ()
+    config = detector_config(options, before, labels=[options.split])
     folder = pathlib.Path(options.output_dir or f"evaluation/{options.split}")
     report.check_folder(folder, "--output-dir")
     start_backend()
@@ -79,23 +75,6 @@ def summary(metrics: dict, seconds: dict) -> list[str]:
         f"{seconds['network'] / seconds['all']:.0%} of it in the network; {seconds['command']:.1f} s in all"
     )
     return lines
-
-
-def _config(options):
-    """The config of --config, or of --run with its best weights; the user's own words win over --tta and --run."""
-    from multigrid.config import ConfigLoader
-
-    if (options.run_dir is None) == (options.config is None):
-        options.parser.error("expected one of --run and --config")
-    settings = [*(TEST_TIME_AUGMENTATION if options.tta else ()), *options.overrides, *weights_settings(options)]
-    if options.run_dir is None:
-        if not any(word.startswith("weights=") for word in settings):
-            options.parser.error("with --config the following argument is required: --weights")
-        return ConfigLoader.load(options.config, settings)
-    folder = pathlib.Path(options.run_dir)
-    # The config may name the weights that the training began with.
-    best = ["backbone_weights=null", f"weights={json.dumps(str(folder / BEST_WEIGHTS))}"]
-    return ConfigLoader.load(folder / "config.yaml", [*best, *settings])
 
 
 def _evaluation(config, split: str) -> tuple:

@@ -66,6 +66,8 @@ def run_export(options) -> int:
     kind = _kind(options, config)
     detector, class_names = _detector(config)
     samples = _samples(options, config, class_names)
+    if options.quantize and not samples:
+        report.say("mAP: not measured, for there are no labelled images (data.val)")
     images, calibration = _images(options, config, samples), _calibration(options, config, class_names)
     try:
         record = export(

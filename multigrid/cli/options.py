@@ -109,6 +109,38 @@ def add_weights(parser, required: bool = False) -> None:
     parser.add_argument("--backbone-weights", help="weights of the backbone alone")
 
 
+def add_detector(parser) -> None:
+    """Adds what names a trained detector: --run, or --config with --weights, and key=value words."""
+    parser.add_argument(
+        "--run", metavar="RUN", dest="run_dir", help="a run folder: its config and best weights, instead of --config"
+    )
+    add_config(parser, required=False)
+    add_weights(parser)
+
+
+def detector_config(options, before=(), after=(), labels=()):
+    """The checked `Config` of a trained detector, as `add_detector` names it.
+
+    Args:
+        options: those of the command.
+        before: settings that the user's own words win over.
+        after: settings that win over the user's own words.
+        labels: the splits of a run that are to be read, such as "val".
+    """
+    if (options.run_dir is None) == (options.config is None):
+        options.parser.error("expected one of --run and --config")
+    settings = [*before, *options.overrides, *weights_settings(options), *after]
+    if options.run_dir is not None:
+        from multigrid.prediction.run_folder import run_config
+
+        return run_config(options.run_dir, settings, labels)
+    if not any(word.startswith("weights=") for word in settings):
+        options.parser.error("with --config the following argument is required: --weights")
+    from multigrid.config import ConfigLoader
+
+    return ConfigLoader.load(options.config, settings)
+
+
 def count(text: str) -> int:
     """The number of an option that counts something."""
     if not text.isdecimal() or int(text) < 1:
@@ -162,17 +194,6 @@ def _import_keras() -> None:
         finally:
             os.dup2(terminal, STDERR)
             os.close(terminal)
-
-
-def assembled(trainer, split: str):
-    """A trainer whose detector and samples of one split are there; no other labels are read."""
-    from multigrid import assembly
-
-    trainer.vocabulary = assembly.read_vocabulary(trainer.config)
-    trainer.samples[split] = assembly.read_split(trainer.config, split, trainer.vocabulary.class_names)
-    trainer.detector = assembly.build_detector(trainer.config, trainer.vocabulary)
-    assembly.load_configured_weights(trainer.config, trainer.detector)
-    return trainer
 
 
 def progress(description: str, total: int):

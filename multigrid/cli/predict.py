@@ -10,15 +10,13 @@ from multigrid import report
 from multigrid.cli.options import (
     FAILED,
     OK,
-    add_config,
+    add_detector,
     add_parser,
-    add_weights,
     count,
+    detector_config,
     emit,
-    load_config,
     progress,
     start_backend,
-    weights_settings,
 )
 from multigrid.errors import InputError
 
@@ -27,12 +25,8 @@ SOURCE = "images, folders of images, patterns such as 'images/**/*.jpg', videos,
 
 def add_verb(verbs) -> None:
     """Adds the options of `predict`."""
-    parser = add_parser(verbs, "predict", run_predict, "multigrid predict --config C --weights W --source images/")
-    add_config(parser, required=False)
-    add_weights(parser)
-    parser.add_argument(
-        "--run", metavar="RUN", dest="run_dir", help="a run folder: its config and best weights, instead of --config"
-    )
+    parser = add_parser(verbs, "predict", run_predict, "multigrid predict --run runs/mine --source images/")
+    add_detector(parser)
     parser.add_argument("--source", required=True, nargs="+", action="extend", help=SOURCE)
     parser.add_argument(
         "--output-dir",
@@ -47,7 +41,7 @@ def add_verb(verbs) -> None:
 def run_predict(options) -> int:
     """Draws what is found on images and videos."""
     words = _without_settings(options)
-    config = _config(options)
+    config = detector_config(options)
     report.check_folder(options.output_dir, "--output-dir")
     _quiet_opencv()
     from multigrid.prediction.outputs import picture_targets
@@ -87,19 +81,6 @@ def _quiet_opencv() -> None:
     if "OPENCV_LOG_LEVEL" not in os.environ:
         set_level = cv2.utils.logging.setLogLevel if hasattr(cv2.utils, "logging") else cv2.setLogLevel  # OpenCV 5, 4
         set_level(2)  # errors alone
-
-
-def _config(options):
-    """The checked config of --run with its best weights, or of --config; what the user's own words say wins."""
-    if (options.run_dir is None) == (options.config is None):
-        options.parser.error("expected one of --run and --config")
-    if options.run_dir is not None:
-        from multigrid.prediction.run_folder import run_config
-
-        return run_config(options.run_dir, [*options.overrides, *weights_settings(options)])
-    if options.weights is None and not any(word.startswith("weights=") for word in options.overrides):
-        options.parser.error("with --config the following argument is required: --weights")
-    return load_config(options, weights_settings(options))
 
 
 def _listed(words, output_dir) -> tuple[list, int]:

@@ -14,14 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from multigrid.data.coco_labels import corners_to_xywh
 from multigrid.data.images import read_image
+from multigrid.detection.records import SCORE_DECIMALS, as_results, to_records
 from multigrid.errors import InputError
 from multigrid.pictures import class_colour, draw_boxes, draw_cells, save_image
 
 BOX_DECIMALS = 2  # of records and tables
-SCORE_DECIMALS = 6
-COCO_DECIMALS = 3  # of a box in COCO's results
 
 
 class Frame(NamedTuple):
@@ -121,11 +119,9 @@ class Detections:
             list of {"image_id", "category_id", "bbox": [x, y, width, height], "score"} in pixels; coordinates rounded
             to 0.001 pixel, scores to 0.000001.
         """
-        boxes = np.round(corners_to_xywh(self.boxes), COCO_DECIMALS).tolist()
-        return [
-            {"image_id": int(image_id), "category_id": int(index) + category_offset, "bbox": box, "score": score}
-            for index, box, score in zip(self.class_ids, boxes, self._rounded()[0], strict=True)
-        ]
+        records = to_records(image_id, self.boxes, self.scores, self.class_ids)
+        records["category_id"] += category_offset - 1
+        return list(as_results(records))
 
     def to_supervision(self):
         """The detections as `supervision.Detections`, with the names under `data["class_name"]`.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from multigrid.detection.records import records_of, truths_of
 from multigrid.evaluation.overlaps import image_overlaps, reaches
-from multigrid.evaluation.records import records_of, truths_of
 
 BACKGROUND = "background"
 

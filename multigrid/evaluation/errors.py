@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from multigrid.detection.records import RECORD
 from multigrid.evaluation.matching import Matches, average_precision
-from multigrid.evaluation.records import RECORD
 from multigrid.geometry.boxes import iou
 
 FALSE_POSITIVES = ("cls", "loc", "both", "dupe", "bkg")

@@ -17,8 +17,8 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from multigrid.data.coco_labels import coco_dictionary
+from multigrid.detection.records import as_results, records_of, to_records, truths_of
 from multigrid.errors import InputError
-from multigrid.evaluation.records import as_results, records_of, to_records, truths_of
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import os
 import pathlib
 from typing import TYPE_CHECKING
 
+from multigrid.detection.records import write_results
 from multigrid.evaluation.plots import draw_plots
-from multigrid.evaluation.records import write_results
 from multigrid.report import write_csv, write_json
 
 if TYPE_CHECKING:

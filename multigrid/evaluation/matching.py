@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from multigrid.evaluation.records import as_results, corners_of, records_of
+from multigrid.detection.records import as_results, corners_of, records_of
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from multigrid.evaluation.records import corners_of
+from multigrid.detection.records import corners_of
 from multigrid.geometry.boxes import iou
 
 

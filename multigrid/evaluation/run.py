@@ -12,6 +12,7 @@ import numpy as np
 
 from multigrid.config import DetectionConfig
 from multigrid.detection.pipeline import DetectionPipeline
+from multigrid.detection.records import as_results, to_records
 from multigrid.detection.trace import Trace
 from multigrid.evaluation import files
 from multigrid.evaluation.calibration import calibration
@@ -19,7 +20,6 @@ from multigrid.evaluation.confusion import confusion_matrix
 from multigrid.evaluation.curves import Curve, curves_of
 from multigrid.evaluation.evaluator import coco_metrics, to_coco_ground_truth
 from multigrid.evaluation.matching import Matches, match
-from multigrid.evaluation.records import as_results, to_records
 from multigrid.evaluation.voc import voc_ap
 
 PREDICT_THRESHOLD = DetectionConfig().predict_threshold

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from multigrid.detection.records import records_of, truths_of
 from multigrid.evaluation.overlaps import image_overlaps, reaches
-from multigrid.evaluation.records import records_of, truths_of
 
 # In binary the steps 0.3, 0.6 and 0.7 come out a little above these numbers, so that a recall of just 3 / 10 does not
 # reach its step. Published figures were counted with the same steps, and these are to agree with them.

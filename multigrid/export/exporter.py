@@ -176,7 +176,6 @@ def _checked(runtimes: dict, options: ExportOptions, images, tell) -> Difference
 def _scores(runtimes: dict, options: ExportOptions, class_names, samples, tell) -> dict | None:
     """mAP of the Keras model and of the artefact, and what the one is below the other."""
     if not samples:
-        tell("mAP: not measured, for there are no labelled images (data.val)")
         return None
     found, start = {}, time.perf_counter()
     for name, runtime in runtimes.items():

@@ -12,17 +12,19 @@ from multigrid.errors import InputError
 
 BEST = "weights/best.weights.h5"
 LAST = "weights/last.weights.h5"
-# Where a training began and what it learned from: no detector needs that, and it may not be on this machine.
-_HISTORY = ("data.train", "data.val", "data.test", "backbone_weights")
+LABELS = ("train", "val", "test")
 
 
-def run_config(run_dir: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
-    """The config of a run's detector: its best weights, its own classes and anchors, and no labels.
+def run_config(run_dir: str | os.PathLike, overrides: Sequence[str] = (), labels: Sequence[str] = ()) -> Config:
+    """The config of a run's detector: its best weights, its own classes and anchors, and no labels but those asked for.
+
+    Where a training began and what it learned from, no detector needs, and it may not be on this machine.
 
     Args:
         run_dir: a run folder, perhaps moved or copied from where it was trained: the `classes.txt` and `anchors.txt`
             in it are taken, whatever its config calls them.
         overrides: settings over all of this, such as "weights=runs/mine/weights/last.weights.h5".
+        labels: words of `LABELS`, the splits that are to be read.
 
     Raises:
         InputError: no run folder, one without weights, or overrides that are wrong.
@@ -30,7 +32,7 @@ def run_config(run_dir: str | os.PathLike, overrides: Sequence[str] = ()) -> Con
     run_dir = pathlib.Path(run_dir)
     if not (run_dir / "config.yaml").is_file():
         raise InputError(f"{run_dir}: expected a run folder with a config.yaml, received none")
-    settings = [f"{key}=null" for key in _HISTORY]
+    settings = ["backbone_weights=null", *(f"data.{split}=null" for split in LABELS if split not in labels)]
     settings += [
         _setting(f"data.{name}", run_dir / f"{name}.txt")
         for name in ("classes", "anchors")

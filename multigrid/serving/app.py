@@ -15,7 +15,7 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 
 from multigrid.data.images import read_image
@@ -64,8 +64,6 @@ class ImageSize(BaseModel):
 
 class Found(BaseModel):
     """One detection."""
-
-    model_config = ConfigDict(validate_by_name=True)
 
     name: str = Field(serialization_alias="class")
     class_id: int
