@@ -419,12 +419,12 @@ def started(tmp_path):
     (tmp_path / "anchors.txt").write_text("8,6  12,9\n20,14  14,30\n40,28  48,44\n")
     config.write_text(
         f"data: {{classes: {tmp_path}/classes.txt, anchors: {tmp_path}/anchors.txt}}\n"
-        f"model: {{width: 0.0625, depth: 0.125, input_size: [64, 96]}}\nweights: {weights}\n"
+        f"model: {{width: 0.0625, depth: 0.125, input_size: [64, 96]}}\n"
     )
     running = []
 
     def start(*options):
-        command = [sys.executable, CHECKOUT / "tools" / "serve.py", "--config", config, *options]
+        command = [sys.executable, CHECKOUT / "tools" / "serve.py", "--config", config, "--weights", weights, *options]
         environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
         running.append(
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

@@ -9,25 +9,19 @@ import pathlib
 from multigrid import report
 from multigrid.cli.options import (
     OK,
-    add_config,
+    add_detector,
     add_parser,
-    add_weights,
     count,
+    detector_config,
     emit,
-    load_config,
     start_backend,
-    weights_settings,
 )
 
 
 def add_verb(verbs) -> None:
     """Adds the options of `serve`."""
-    parser = add_parser(verbs, "serve", run_serve, "multigrid serve --config C --weights W, or multigrid serve --run R")
-    add_config(parser, required=False)
-    add_weights(parser)
-    parser.add_argument(
-        "--run", dest="run_dir", help="a run folder, in place of --config; its best weights unless --weights says else"
-    )
+    parser = add_parser(verbs, "serve", run_serve, "multigrid serve --run runs/mine")
+    add_detector(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s: this machine alone)")
     parser.add_argument("--port", type=_port, default=8000, help="0 for one that is free (%(default)s)")
     parser.add_argument(
@@ -48,11 +42,9 @@ def add_verb(verbs) -> None:
 
 def run_serve(options) -> int:
     """Answers over HTTP what is found in images, until Ctrl-C."""
-    if (options.config is None) == (options.run_dir is None):
-        options.parser.error("expected one of --config and --run")
+    config = detector_config(options)
     from multigrid.serving import server
 
-    config = load_config(options, weights_settings(options)) if options.run_dir is None else None
     bound = server.bind(options.host, options.port)
     with bound:
         start_backend()
@@ -65,13 +57,9 @@ def _app(options, config):
     from multigrid.prediction.predictor import Predictor
     from multigrid.serving.app import create_app
 
-    if options.run_dir is None:
-        predictor, name = Predictor.from_config(config), pathlib.Path(config.weights).name
-    else:
-        predictor = Predictor.from_run(options.run_dir, [*options.overrides, *weights_settings(options)])
-        name = pathlib.Path(options.run_dir).resolve().name
+    name = pathlib.Path(config.weights if options.run_dir is None else options.run_dir).resolve().name
     return create_app(
-        predictor,
+        Predictor.from_config(config),
         name=name,
         max_upload_bytes=int(options.max_upload_mb * 1e6),
         max_pixels=int(options.max_pixels),
