@@ -3,7 +3,8 @@
     python benchmarks/export_speed.py --config C --weights W [--output-dir benchmarks/export] [--rounds 20]
 
 Exports the detector to each format, all cells without NMS in the graph, in float32 and int8. The runtimes take turns,
-so that a busy machine hits all alike; of each turn the second run counts, and the table has medians of the rounds. Writes speed.csv and speed.png.
+so that a busy machine hits all alike; of each turn the second run counts, and the table has medians of the rounds.
+Writes speed.csv and speed.png.
 """
 
 from __future__ import annotations

@@ -9,26 +9,23 @@ from multigrid import report
 from multigrid.cli.options import (
     FAILED,
     OK,
-    add_config,
+    add_detector,
     add_parser,
-    add_weights,
     count,
+    detector_config,
     emit,
-    load_config,
     start_backend,
-    weights_settings,
 )
 from multigrid.errors import InputError
 from multigrid.export.kinds import ENDINGS, FORMATS, QUANTIZATIONS
 
-EXAMPLE = "multigrid export --config C --weights W --format onnx --nms"
+EXAMPLE = "multigrid export --run runs/mine --format onnx --nms"
 
 
 def add_verb(verbs) -> None:
     """Adds the options of `export`."""
     parser = add_parser(verbs, "export", run_export, EXAMPLE)
-    add_config(parser)
-    add_weights(parser, required=True)
+    add_detector(parser)
     parser.add_argument("--format", choices=FORMATS, required=True, help="kind of artefact")
     parser.add_argument("--nms", action="store_true", help="suppress within the graph: detections, not all cells")
     parser.add_argument(
@@ -55,13 +52,13 @@ def run_export(options) -> int:
     """Writes a SavedModel, ONNX, LiteRT or OpenVINO file, and proves it on images."""
     start = time.perf_counter()
     # whatever it was trained in: artefacts begin with float32
-    config = load_config(options, [*weights_settings(options), "model.precision=float32"])
+    config = detector_config(options, after=["model.precision=float32"], labels=_labels(options))
     start_backend()
     from multigrid.export.check import CheckError
     from multigrid.export.exporter import check_target, export
     from multigrid.export.formats import check_can_write
 
-    path = check_target(options.output or _default_output(options), options.format, "--output")
+    path = check_target(options.output or _default_output(options, config), options.format, "--output")
     check_can_write(options.format, options.quantize)
     kind = _kind(options, config)
     detector, class_names = _detector(config)
@@ -85,8 +82,19 @@ def run_export(options) -> int:
     return OK
 
 
-def _default_output(options) -> pathlib.Path:
-    stem = pathlib.Path(options.weights).name.split(".")[0]
+def _labels(options) -> list:
+    """The splits of a run that can be read here: to compare on and to calibrate with."""
+    if options.run_dir is None:
+        return []
+    from multigrid.prediction.run_folder import labels_there
+
+    return labels_there(options.run_dir)
+
+
+def _default_output(options, config) -> pathlib.Path:
+    """In `exports`, by the name of the run or of the weights."""
+    by_run = options.run_dir is not None and options.weights is None
+    stem = pathlib.Path(options.run_dir).resolve().name if by_run else pathlib.Path(config.weights).name.split(".")[0]
     marks = [stem, *(["nms"] if options.nms else []), *([options.quantize] if options.quantize else [])]
     return pathlib.Path("exports", f"{'-'.join(marks)}{ENDINGS[options.format]}")
 

@@ -221,6 +221,8 @@ def decode_boxes(channels: Channels, layout: CellLayout, anchors_wh, activation:
     """
     per_scale = channels.anchor.shape[-1]
     table = ops.reshape(ops.convert_to_tensor(anchors_wh, "float32"), (-1, 2))
-    preferred = ops.cast(ops.argmax(channels.anchor, axis=-1), "int32") + layout.scale * per_scale
+    # not argmax: Keras' own looks at the sign of zeros by bit operations, which converters to other formats do not know
+    _, preferred = ops.top_k(channels.anchor, 1)
+    preferred = ops.cast(preferred[..., 0], "int32") + layout.scale * per_scale
     chosen = ops.take(table, preferred, axis=0)
     return cell_boxes(offset(channels.xy, activation), channels.wh, layout.xy, layout.stride, chosen)

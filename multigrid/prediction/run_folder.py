@@ -7,7 +7,9 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from multigrid.config import Config, ConfigLoader
+import yaml
+
+from multigrid.config import SHAPES, Config, ConfigLoader
 from multigrid.errors import InputError
 
 BEST = "weights/best.weights.h5"
@@ -41,6 +43,13 @@ def run_config(run_dir: str | os.PathLike, overrides: Sequence[str] = (), labels
     if not any(word.startswith("weights=") for word in overrides):
         settings.append(_setting("weights", _best_weights(run_dir)))
     return ConfigLoader.load(run_dir / "config.yaml", [*settings, *overrides])
+
+
+def labels_there(run_dir: str | os.PathLike) -> list[str]:
+    """The words of `LABELS` whose labels are where the run's config says, or are drawn."""
+    path = pathlib.Path(run_dir) / "config.yaml"
+    data = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {}) if path.is_file() else {}
+    return [split for split in LABELS if data.get(split) == SHAPES or os.path.exists(data.get(split) or "")]
 
 
 def _best_weights(run_dir: pathlib.Path) -> pathlib.Path:
