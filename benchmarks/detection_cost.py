@@ -73,8 +73,9 @@ def _grids(cells: int, options) -> list:
     """Raw grids in which so many cells of each image speak of objects near them."""
     rng = np.random.default_rng(1)
     corners, scale = cell_corners((options.size, options.size))
-    flat = rng.normal(0, 0.3, (BATCH, len(corners), 5 + len(ANCHORS[0]) + options.classes)).astype("float32")
-    flat[..., 4], flat[..., 8:] = -12.0, -7.0  # nobody passes who is not made to
+    first_class = 5 + len(ANCHORS[0])
+    flat = rng.normal(0, 0.3, (BATCH, len(corners), first_class + options.classes)).astype("float32")
+    flat[..., 4], flat[..., first_class:] = -12.0, -7.0  # nobody passes who is not made to
     for image in flat:
         objects, labels = rng.uniform(0, options.size, (OBJECTS, 2)), rng.integers(0, options.classes, OBJECTS)
         speaking = rng.choice(len(corners), min(cells, len(corners)), replace=False)
@@ -83,7 +84,7 @@ def _grids(cells: int, options) -> list:
         offsets = np.clip((objects[near] - corners[speaking, :2]) / side[:, None], -0.9, 1.9).astype("float32")
         image[speaking, :2] = keras.ops.convert_to_numpy(offset_logits(keras.ops.convert_to_tensor(offsets), "sigmoid"))
         image[speaking, 4] = rng.normal(-2.0, 2.0, len(speaking))
-        image[speaking, 8 + labels[near]] = 3.0
+        image[speaking, first_class + labels[near]] = 3.0
     ends = np.cumsum([(options.size // stride) ** 2 for stride in STRIDES])[:-1]
     parts = zip(np.split(flat, ends, axis=1), STRIDES, strict=True)
     return [part.reshape(BATCH, options.size // stride, options.size // stride, -1) for part, stride in parts]

@@ -3,7 +3,8 @@
     python benchmarks/accuracy/suppression.py RUN [RUN ...] [--output-dir runs/suppression] [key=value ...]
 
 RUN is a run folder whose config names val and test. The network sees every image once; each rule then makes its own of
-the same boxes. Writes suppression.csv (all that was tried) and suppression.png beside the table.
+the same boxes, which are all kept in memory: it is for small data sets. Writes suppression.csv (all that was tried) and
+suppression.png beside the table.
 """
 
 import argparse

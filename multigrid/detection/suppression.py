@@ -81,7 +81,7 @@ def nms(options: Suppression, candidates: Candidates, limit: int | None) -> Surv
     everything = len(scores)
     looked_at = min(2 * limit, everything)
     while True:
-        kept = cv2.dnn.NMSBoxes(sides[:looked_at], scores[:looked_at], 0.0, options.threshold)
+        kept = cv2.dnn.NMSBoxes(sides[:looked_at], scores[:looked_at], -1.0, options.threshold)
         if looked_at == everything or len(kept) >= limit:
             return _leads(candidates, np.sort(np.asarray(kept, "int64").reshape(-1))[:limit])
         looked_at = min(2 * looked_at, everything)
