@@ -195,7 +195,7 @@ def _check_drawn_classes(split: str, class_names: Sequence[str]) -> None:
     if tuple(class_names) != shapes.CLASS_NAMES:
         raise InputError(
             f"data.{split}: expected labels of {', '.join(class_names)}, received {SHAPES!r}, "
-            f"which has {', '.join(shapes.CLASS_NAMES)}"
+            f"which has {', '.join(shapes.CLASS_NAMES)}; set data.{split}=LABELS, or null to have none"
         )
 
 
@@ -203,7 +203,7 @@ def _drawn(config: Config) -> dict:
     """The embedded data set, drawn unless it is there already."""
     drawing = config.data.shapes
     counts = {split: getattr(drawing, split) for split in ("train", "val", "test")}
-    with report.counting("drawing scenes", MANY_IMAGES) as progress:
+    with report.counting(f"drawing scenes into {drawing.folder}", MANY_IMAGES) as progress:
         return shapes.draw_data_set(drawing.folder, counts=counts, seed=drawing.seed, format="yolo3", progress=progress)
 
 

@@ -200,7 +200,8 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 def _to_disk(path: pathlib.Path) -> None:
     """Waits until what was written is on the disk, so that a power cut cannot leave a new name on an empty file."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows lets nobody wait for a file that is open for reading alone; elsewhere a folder opens in no other way.
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -281,10 +282,10 @@ def write_csv(path: str | os.PathLike, rows: Sequence[Mapping]) -> None:
         frame.to_csv(temporary, index=False)
 
 
-def print_document(value, file) -> None:
-    """Prints a value as JSON, see `json_text`, to `file`: the whole output of a command, for a machine to read."""
+def print_document(text: str, file) -> None:
+    """Prints JSON to `file`: the whole output of a command, for a machine to read."""
     if not _silent:
-        print(json_text(value), file=file, flush=True)
+        print(text, file=file, flush=True)
 
 
 def say(text: str, console: Console | None = None) -> None:

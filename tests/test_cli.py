@@ -32,9 +32,11 @@ def printed_by(*words) -> tuple[int, dict, str]:
     return code, json.loads(out.getvalue(), parse_constant=pytest.fail), err.getvalue()
 
 
-def test_there_are_at_least_nine_verbs():
-    assert len(PARSERS) == len(cli.VERBS) >= 9
-    assert {"train", "evaluate", "predict", "probe", "anchors", "data", "weights", "compare", "replay"} <= set(PARSERS)
+def test_there_are_eleven_verbs():
+    assert set(PARSERS) == {
+        "train", "evaluate", "predict", "export", "serve", "probe", "anchors", "data", "weights", "compare", "replay",
+    }  # fmt: skip
+    assert len(cli.VERBS) == 11
 
 
 @pytest.mark.parametrize("verb", PARSERS)
@@ -149,6 +151,24 @@ def test_an_interruption_is_told_and_is_a_failure(monkeypatch):
     assert printed_by("compare", "a") == (1, {"error": "interrupted"}, "interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(OSError(28, "No space left"), "[Errno 28] No space left"), (KeyError("a"), "KeyError: 'a'")],
+)
+def test_what_nobody_foresaw_is_a_document_too(monkeypatch, capsys, error, message):
+    def run_compare(options):
+        """Fails."""
+        raise error
+
+    monkeypatch.setattr(cli.compare, "run_compare", run_compare)
+    if isinstance(error, OSError):
+        assert main(["compare", "a", "--json"]) == 1
+    else:
+        with pytest.raises(KeyError):
+            main(["compare", "a", "--json"])
+    assert json.loads(capsys.readouterr().out) == {"error": message}
+
+
 def test_options_are_not_abbreviated():
     code, document, _ = printed_by("compare", "a", "--output", "b")
     assert code == 2 and document["error"].startswith("unrecognized argument: --output")
@@ -197,6 +217,7 @@ def test_probe_anchors_weights_and_compare_tell_what_they_found(trained, folder,
     assert code == 0 and list(found) == ["anchors", "before", "fitted", "output", "picture"]
     assert [len(scale) for scale in found["anchors"]] == [1, 1, 1] and pathlib.Path(found["picture"]).is_file()
     # three anchors do not fit better than the nine that were there, but both are measured on the same boxes
+    assert list(found["fitted"]) == list(found["before"])
     assert found["fitted"]["boxes"] == found["before"]["boxes"] and 0 < found["fitted"]["mean_iol"] <= 1
 
     code, found, _ = printed_by("weights", "saved.h5")

@@ -136,8 +136,8 @@ def test_a_word_of_the_user_wins_over_test_time_augmentation(run_dir, tmp_path, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "expected one of --run and --config"),
-        (["--run", "RUN", "--config", "RUN/config.yaml"], "expected one of --run and --config"),
+        ([], "expected --run or --config, received neither"),
+        (["--run", "RUN", "--config", "RUN/config.yaml"], "expected --run or --config and not both"),
         (["--config", "RUN/config.yaml"], "--weights"),
     ],
 )

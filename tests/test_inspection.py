@@ -263,19 +263,28 @@ def test_the_shapes_of_a_config_are_drawn(folder, capsys):
         (["train.txt", "model.width=1"], "--config: expected a YAML file for model.width=1, received none"),
         (["train.txt", "--classes", "gone.txt"], "gone.txt: expected a text file"),
         (["train.txt", "--classes", "classes.txt", "--output-dir", "val.txt"], "--output-dir: expected a folder"),
+        (["train.txt", "val.txt", "./train.txt"], "train.txt: expected different label files, received this one twice"),
+        (["data.yaml"], "key names: expected the class names, received {0: 'a', '1': 'b'}"),
     ],
 )
 def test_what_is_refused_is_one_line_and_nothing_is_written(folder, capsys, words, said):
+    (folder / "data.yaml").write_text("{train: images, names: {0: a, '1': b}}")
     before = sorted(folder.rglob("*"))
     assert run(*words) == 2
     assert said in capsys.readouterr().err and sorted(folder.rglob("*")) == before
+
+
+def test_a_class_may_be_called_by_what_a_formula_begins_with(folder):
+    (folder / "classes.txt").write_text("\n".join(["a$^$", *NAMES[1:]]))
+    assert run("train.txt", "--classes", "classes.txt") == 1
+    assert (folder / "data-report" / "boxes.png").is_file()
 
 
 def test_splits_of_one_name_are_told_apart(folder, capsys):
     (folder / "other").mkdir()
     (folder / "other" / "train.txt").write_text("../images/c.png 1,1,9,7,2\n")
     assert run("train.txt", "other/train.txt", "--classes", "classes.txt", "--json") == 1
-    assert list(json.loads(capsys.readouterr().out)["splits"]) == ["train.txt train", "other/train.txt train"]
+    assert list(json.loads(capsys.readouterr().out)["splits"]) == ["train.txt", "other/train.txt"]
 
 
 # --- real labels

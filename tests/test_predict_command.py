@@ -208,9 +208,10 @@ def test_an_interrupted_film_is_written_as_far_as_it_came(run_dir, work, monkeyp
         (["--source", "nowhere"], "error: nowhere: expected an image or a folder of images"),
         (["--source", "good.png", "--output-dir", "."], "--output-dir: expected a folder other than that of the imag"),
         (["--source", "good.png", "bad/a.jpg", "--output-dir", "linked"], "--output-dir: expected a folder other than"),
-        (["--source", "a=1"], "error: --source: expected images, "),
+        (["--source", "loss=1"], "error: --source: expected images, "),
+        (["--source", "date=2024/*.jpg"], "date=2024/*.jpg: expected a pattern of images or videos, received one"),
         (["--source", "good.png", "--limit", "0"], "expected a whole number from 1"),
-        (["--source", "good.png", "--config", "x.yaml"], "error: expected one of --run and --config"),
+        (["--source", "good.png", "--config", "x.yaml"], "error: expected --run or --config and not both"),
     ],
 )
 def test_what_cannot_be_used_is_said_before_a_network_is_built(run_dir, work, words, complaint, capfd, monkeypatch):

@@ -1,5 +1,8 @@
 """The predictor: what a real, tiny, overfitted detector sees comes back in each image's own pixels."""
 
+import json
+import os
+
 import cv2
 import keras
 import numpy as np
@@ -14,6 +17,7 @@ from multigrid.losses.multigrid_loss import MultiGridLoss
 from multigrid.models.detector import MultiGridDetector
 from multigrid.models.weights import save_weights
 from multigrid.prediction.predictor import Predictor
+from multigrid.prediction.run_folder import labels_there, run_config
 from multigrid.prediction.video import VideoWriter
 
 ANCHORS = [[[40.0, 28.0], [48.0, 44.0]], [[20.0, 14.0], [14.0, 30.0]], [[8.0, 6.0], [12.0, 9.0]]]
@@ -307,6 +311,19 @@ def test_a_run_folder_may_have_been_moved(run_dir, predictor, samples, monkeypat
     made = Predictor.from_run(run_dir.name)
     assert (made.class_names, made.input_size, made.score_threshold) == (NAMES, SIZE, 0.1)
     assert_same(made.predict(samples[0].path), predictor.predict(samples[0].path))
+
+
+def test_scenes_of_another_machine_are_drawn_where_they_are_by_default(run_dir):
+    written = CONFIG.replace("train: /gone/train.txt", "train: shapes, val: shapes, shapes: {folder: /gone/shapes}")
+    (run_dir / "config.yaml").write_text(written, encoding="utf-8")
+    assert labels_there(run_dir) == ["train", "val"]
+    assert run_config(run_dir, labels=["val"]).data.shapes.folder == os.path.abspath("datasets/shapes")
+    there = run_dir / "scenes"
+    there.mkdir()
+    (run_dir / "config.yaml").write_text(written.replace("/gone/shapes", json.dumps(str(there))), encoding="utf-8")
+    assert run_config(run_dir, labels=["val"]).data.shapes.folder == str(there)
+    (run_dir / "config.yaml").write_text("data:\n", encoding="utf-8")
+    assert labels_there(run_dir) == []
 
 
 def test_overrides_win_over_the_run(run_dir, tmp_path):

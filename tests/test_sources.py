@@ -72,6 +72,12 @@ def test_what_is_no_source_is_a_type_error(source):
         list_source(source)
 
 
+@pytest.mark.parametrize("source", [b"\x00\x01", bytearray(b"\x00\x01"), memoryview(b"\x00\x01"), [b"\x00\x01"]])
+def test_bytes_are_no_cameras(source):
+    with pytest.raises(TypeError, match=r"received (bytes|bytearray|memoryview); PIL\.Image\.open\(io\.BytesIO\("):
+        next(expand(source))
+
+
 def test_one_image_is_told_from_many(folder):
     pixels = np.zeros((2, 6, 9, 3), np.uint8)
     assert all(single_image(one) for one in (pixels[0], Image.new("L", (9, 6)), "a.jpg", folder / "gone.png"))

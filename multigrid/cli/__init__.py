@@ -45,10 +45,17 @@ def main(arguments=None) -> int:
             print(f"error: {error}", file=sys.stderr)
             document.fail(error)
             return BAD_INPUT
+        except OSError as error:  # a full disk, a folder that may not be written to
+            print(f"error: {error}", file=sys.stderr)
+            document.fail(error)
+            return FAILED
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             document.fail("interrupted")
             return FAILED
+        except Exception as error:
+            document.fail(f"{type(error).__name__}: {error}")
+            raise
 
 
 def _run(words, document: Document) -> int:

@@ -58,7 +58,7 @@ def run_anchors(options) -> int:
         options,
         {
             "anchors": fitted.to_list(),
-            "before": before,
+            "before": before and _figures(before),
             "fitted": _figures(after),
             "output": options.output,
             "picture": picture,

@@ -61,8 +61,8 @@ def run_data(options) -> int:
     from multigrid.cli.data_pictures import draw_pictures
 
     folder = pathlib.Path(options.output_dir)
-    pictures = draw_pictures(splits, found, class_names, folder, options.seed)
     report.write_json(folder / "data.json", found)
+    pictures = draw_pictures(splits, found, class_names, folder, options.seed)
     report.say(f"written to {folder}: data.json, {', '.join(path.name for path in pictures)}")
     emit(options, found | {"output_dir": folder, "pictures": pictures})
     return FAILED if found["unreadable"] or any(split.dropped for split in splits) else OK
@@ -78,13 +78,20 @@ def _sources_of_files(files) -> list[tuple[str, str, str]]:
     """(name, label file, key of a data.yaml) of every split of the files; a name is short where it can be."""
     from multigrid.data.label_contents import splits_in
 
+    times = collections.Counter(pathlib.Path(file).resolve() for file in files)
+    twice = next((file for file in files if times[pathlib.Path(file).resolve()] > 1), None)
+    if twice is not None:
+        raise InputError(f"{twice}: expected different label files, received this one twice")
     found = []
     for file in files:
         path = pathlib.Path(file)
         keys = splits_in(file) if path.suffix.lower() in (".yaml", ".yml") else [None]
-        found += [(key or path.stem or file, file, key or "train") for key in keys]
+        found += [(key or path.stem or file, file, key) for key in keys]
     names = collections.Counter(name for name, _, _ in found)
-    return [(name if names[name] == 1 else f"{file} {key}", file, key) for name, file, key in found]
+    return [
+        (name if names[name] == 1 else f"{file} {key}" if key else file, file, key or "train")
+        for name, file, key in found
+    ]
 
 
 def _sources_of_config(config) -> list[tuple[str, str, str]]:

@@ -18,6 +18,8 @@ IMAGES, COLUMNS = 24, 6  # of a sheet
 TILE = 360  # the longer side of an image on it, in pixels
 LETTER = 8  # width of a label's letter in pixels
 WRONG = (255, 0, 0)
+MANY_CLASSES = 80  # above, nobody could read their names below the bars
+LONGEST_NAME = 30
 
 
 def draw_pictures(splits: Sequence[Split], found: dict, class_names, folder: pathlib.Path, seed: int) -> list:
@@ -117,22 +119,38 @@ def _pair_tiles(pairs) -> list:
 def _draw_counts(splits, found, path: pathlib.Path) -> None:
     """Draws how many boxes each class has, and how large boxes are."""
     # Loaded here because it costs most of a second and only this picture needs it.
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 5), dpi=100, layout="constrained")
-    classes, sizes = figure.subplots(1, 2)
+    with rc_context({"text.parse_math": False}):  # a class may be called "5$"
+        figure = Figure(figsize=(13, 5), dpi=100, layout="constrained")
+        classes, sizes = figure.subplots(1, 2)
+        _draw_classes(classes, splits, found)
+        _draw_sizes(sizes, splits)
+        for axes in (classes, sizes):
+            axes.grid(True, axis="y", alpha=0.2)
+            axes.legend(fontsize=9)
+        with replacing(path) as temporary:
+            figure.savefig(temporary)
+
+
+def _draw_classes(axes, splits, found) -> None:
     names, width = list(found["classes"]), 0.8 / len(splits)
-    bins = np.geomspace(4, 2048, 37)
     for index, split in enumerate(splits):
         counts = [found["splits"][split.name]["classes"][name]["boxes"] for name in names]
-        classes.bar(np.arange(len(names)) + index * width, counts, width, label=split.name)
+        axes.bar(np.arange(len(names)) + index * width, counts, width, label=split.name)
+    many = len(names) > MANY_CLASSES
+    shown = ["" if many else name[:LONGEST_NAME] for name in names]
+    axes.set_xticks(np.arange(len(names)) + 0.4 - width / 2, shown, rotation=90 if len(names) > 8 else 0)
+    axes.set(title="boxes of each class", ylabel="boxes")
+    axes.margins(y=0.15)  # room for the legend above the highest bar
+
+
+def _draw_sizes(axes, splits) -> None:
+    bins = np.geomspace(4, 2048, 37)
+    for split in splits:
         sides = np.sqrt(box_areas([split]))
-        sizes.hist(sides, bins, weights=np.full(len(sides), 1 / max(len(sides), 1)), histtype="step", label=split.name)
-    classes.set_xticks(np.arange(len(names)) + 0.4 - width / 2, names, rotation=90 if len(names) > 8 else 0)
-    classes.set(title="boxes of each class", yscale="log" if len(names) > 1 else "linear")
-    sizes.set(title="sizes of boxes, share of the split", xlabel="√(width · height), pixels of the image", xscale="log")
-    for axes in (classes, sizes):
-        axes.grid(True, axis="y", alpha=0.2)
-        axes.legend(fontsize=9)
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
+        axes.hist(sides, bins, weights=np.full(len(sides), 1 / max(len(sides), 1)), histtype="step", label=split.name)
+    axes.set(title="sizes of boxes, share of the split", xlabel="√(width · height), pixels of the image", xscale="log")
+    sides = [4, 16, 64, 256, 1024]
+    axes.set_xticks(sides, [str(side) for side in sides])

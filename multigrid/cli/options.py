@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 
 from multigrid import report
+from multigrid.errors import InputError
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 STDERR = 2  # the file descriptor
@@ -61,8 +62,9 @@ class Document:
             return
         if self.written:
             raise ValueError("expected one document a command, received a second one")
+        text = report.json_text(value)  # what cannot be said leaves the place to the error
         self.written = True
-        report.print_document(value, self.file)
+        report.print_document(text, self.file)
 
     def fail(self, message) -> None:
         """Prints an error, unless the verb has said already what it found."""
@@ -128,7 +130,8 @@ def detector_config(options, before=(), after=(), labels=()):
         labels: the splits of a run that are to be read, such as "val".
     """
     if (options.run_dir is None) == (options.config is None):
-        options.parser.error("expected one of --run and --config")
+        both = " and not both" if options.config is not None else ", received neither"
+        options.parser.error(f"expected --run or --config{both}")
     settings = [*before, *options.overrides, *weights_settings(options), *after]
     if options.run_dir is not None:
         from multigrid.prediction.run_folder import run_config
@@ -187,7 +190,10 @@ def _import_keras() -> None:
         os.dup2(greetings.fileno(), STDERR)
         try:
             import keras  # noqa: F401
-        except BaseException:
+        except BaseException as error:
+            backend = os.environ.get("KERAS_BACKEND")
+            if isinstance(error, ModuleNotFoundError) and error.name == backend:
+                raise InputError(f"KERAS_BACKEND={backend}: expected a backend that is installed, it is not") from None
             greetings.seek(0)
             os.write(terminal, greetings.read())
             raise

@@ -65,7 +65,13 @@ def run_predict(options) -> int:
 
 def _without_settings(options) -> list:
     """The words of --source; settings that stand behind them go where they belong."""
-    settings = [word for word in options.source if "=" in word and not os.path.lexists(word)]
+    from multigrid.config import Config
+
+    def is_setting(word: str) -> bool:  # and no pattern such as 'date=2024/*.jpg'
+        key, equals, _ = word.partition("=")
+        return bool(equals) and key.split(".")[0] in Config.model_fields and not os.path.lexists(word)
+
+    settings = [word for word in options.source if is_setting(word)]
     words = [word for word in options.source if word not in settings]
     if not words:
         options.parser.error(f"--source: expected {SOURCE}, received {' '.join(settings)}")

@@ -19,6 +19,7 @@ from multigrid.cli.options import (
     start_backend,
     weights_settings,
 )
+from multigrid.prediction.run_folder import BEST
 
 EXAMPLE = "multigrid train --config configs/quickstart.yaml training.epochs=5"
 
@@ -80,7 +81,7 @@ def run_train(options) -> int:
 
 def _findings(trainer, history) -> dict:
     """What --json says of a training; `metrics` and `saved_weights` are those of one that came to its end."""
-    best = trainer.run_dir / "weights" / "best.weights.h5"
+    best = trainer.run_dir / BEST
     return {
         "run_dir": trainer.run_dir,
         "epochs": len(history.epoch),

@@ -47,7 +47,8 @@ def _names_of(source: str) -> list[str]:
     suffix = os.path.splitext(source)[1].lower()
     if suffix in (".yaml", ".yml"):
         names = read_yolo_yaml(source).get("names")
-        names = [names[index] for index in sorted(names)] if isinstance(names, dict) else names
+        if isinstance(names, dict) and all(isinstance(index, int) for index in names):
+            names = [names[index] for index in sorted(names)]
         if not isinstance(names, list):
             raise InputError(f"{source}, key names: expected the class names, received {names}")
         return [str(name) for name in names]

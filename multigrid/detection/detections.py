@@ -20,6 +20,8 @@ from multigrid.errors import InputError
 from multigrid.pictures import class_colour, draw_boxes, draw_cells, save_image
 
 BOX_DECIMALS = 2  # of records and tables
+COLUMNS = ("image", "class_id", "class", "score", "x1", "y1", "x2", "y2")  # of a row
+FRAME_COLUMNS = ("frame", "time")  # and of one of a video
 
 
 class Frame(NamedTuple):
@@ -74,9 +76,7 @@ class Detections:
         """
         moment = {} if self.frame is None else {"frame": self.frame, "time": _seconds(self.time)}
         return [
-            {"image": self.path, "class_id": int(index), "class": name, "score": score}
-            | dict(zip(("x1", "y1", "x2", "y2"), box, strict=True))
-            | moment
+            dict(zip(COLUMNS, (self.path, int(index), name, score, *box), strict=True)) | moment
             for index, name, score, box in zip(self.class_ids, self.names, *self._rounded(), strict=True)
         ]
 
@@ -85,10 +85,8 @@ class Detections:
         # Loaded here because it costs half a second and only this table needs it.
         import pandas
 
-        columns = ["image", "class_id", "class", "score", "x1", "y1", "x2", "y2"]
-        if self.frame is not None:
-            columns += ["frame", "time"]
-        return pandas.DataFrame(self.rows(), columns=columns)
+        columns = COLUMNS if self.frame is None else (*COLUMNS, *FRAME_COLUMNS)
+        return pandas.DataFrame(self.rows(), columns=list(columns))
 
     def to_dict(self) -> dict:
         """The detections as plain values.

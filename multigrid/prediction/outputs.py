@@ -9,13 +9,12 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-from multigrid.detection.detections import Detections
+from multigrid.detection.detections import COLUMNS, FRAME_COLUMNS, Detections
 from multigrid.prediction.sources import Item
 from multigrid.prediction.video import USUAL_RATE, VideoWriter
 from multigrid.report import replacing
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")  # kept; any other ending gets .png
-COLUMNS = ("image", "class_id", "class", "score", "x1", "y1", "x2", "y2")
 WAITING = 4  # pictures that may wait for being drawn: each may hold a frame
 
 
@@ -33,7 +32,7 @@ def picture_targets(items: Iterable[Item]) -> dict[str, pathlib.PurePath]:
     items = list(items)
     folders = [_parts(os.path.dirname(os.path.abspath(item.what))) for item in items if item.kind != "camera"]
     shared = len(os.path.commonprefix(folders))
-    targets = {}
+    targets, taken = {}, set()
     # Who keeps its name has it, before another one's ending makes the same of its own.
     for item in sorted(items, key=lambda item: not _keeps_name(item)):
         if item.kind == "camera":
@@ -43,8 +42,9 @@ def picture_targets(items: Iterable[Item]) -> dict[str, pathlib.PurePath]:
         ending = ".mp4" if item.kind == "video" else ".png"
         if not _keeps_name(item):
             target = target.with_name(target.name + ending)  # beside the old ending: a.bmp and a.tif stay two
-        while target in targets.values():
+        while target in taken:
             target = target.with_name(target.name + ending)
+        taken.add(target)
         targets[os.fspath(item.what)] = target
     return targets
 
@@ -100,7 +100,7 @@ def writing(
         `Outputs`, to which detections are added in their order.
     """
     folder, rates = pathlib.Path(folder), rates or {}
-    columns = COLUMNS + ("frame", "time") * bool(rates)
+    columns = COLUMNS + FRAME_COLUMNS * bool(rates)
     with (
         _json_list(folder / "detections.json") as record,
         _csv_table(folder / "detections.csv", columns) as rows,

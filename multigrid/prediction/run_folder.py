@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import yaml
 
-from multigrid.config import SHAPES, Config, ConfigLoader
+from multigrid.config import SHAPES, Config, ConfigLoader, ShapesConfig
 from multigrid.errors import InputError
 
 BEST = "weights/best.weights.h5"
 LAST = "weights/last.weights.h5"
 LABELS = ("train", "val", "test")
+_DRAWN = pathlib.Path(ShapesConfig().folder)
 
 
 def run_config(run_dir: str | os.PathLike, overrides: Sequence[str] = (), labels: Sequence[str] = ()) -> Config:
@@ -40,6 +41,7 @@ def run_config(run_dir: str | os.PathLike, overrides: Sequence[str] = (), labels
         for name in ("classes", "anchors")
         if (run_dir / f"{name}.txt").is_file()
     ]
+    settings += _drawn_elsewhere(run_dir)
     if not any(word.startswith("weights=") for word in overrides):
         settings.append(_setting("weights", _best_weights(run_dir)))
     return ConfigLoader.load(run_dir / "config.yaml", [*settings, *overrides])
@@ -47,9 +49,21 @@ def run_config(run_dir: str | os.PathLike, overrides: Sequence[str] = (), labels
 
 def labels_there(run_dir: str | os.PathLike) -> list[str]:
     """The words of `LABELS` whose labels are where the run's config says, or are drawn."""
-    path = pathlib.Path(run_dir) / "config.yaml"
-    data = yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {}) if path.is_file() else {}
+    data = _data_section(pathlib.Path(run_dir))
     return [split for split in LABELS if data.get(split) == SHAPES or os.path.exists(data.get(split) or "")]
+
+
+def _data_section(run_dir: pathlib.Path) -> dict:
+    """What a run's config says of data, before it is checked; its paths are absolute."""
+    path = run_dir / "config.yaml"
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return (config.get("data") if isinstance(config, dict) else None) or {}
+
+
+def _drawn_elsewhere(run_dir: pathlib.Path) -> list[str]:
+    """Scenes that were drawn on another machine are drawn again where they are by default: not at a foreign path."""
+    folder = (_data_section(run_dir).get("shapes") or {}).get("folder")
+    return [] if folder is None or os.path.isdir(folder) else [_setting("data.shapes.folder", _DRAWN)]
 
 
 def _best_weights(run_dir: pathlib.Path) -> pathlib.Path:

@@ -26,6 +26,7 @@ from multigrid.prediction.video import VIDEO_SUFFIXES, read_frames
 logger = logging.getLogger(__name__)
 
 AHEAD = 8  # frames of a video that are decoded while the network works
+CONTENT = (bytes, bytearray, memoryview)
 _END = object()
 
 
@@ -59,7 +60,9 @@ def list_source(source) -> Listing:
     if is_camera(source):
         return Listing([Item("camera", int(source))], 0)
     if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"source: expected a path, pixels, an image or a camera, received {type(source).__name__}")
+        hint = "; PIL.Image.open(io.BytesIO(content)) reads a file's content" if isinstance(source, CONTENT) else ""
+        received = type(source).__name__
+        raise TypeError(f"source: expected a path, pixels, an image or a camera, received {received}{hint}")
     path = os.fspath(source)
     if os.path.isdir(path):
         with os.scandir(path) as entries:
@@ -97,7 +100,9 @@ def expand(source) -> Iterator[Item | InputError]:
     Yields:
         `Item`s, and an InputError in the place of a source that comes to nothing.
     """
-    if isinstance(source, (np.ndarray, Image.Image, str, os.PathLike)) or not isinstance(source, Iterable):
+    # Bytes can be iterated over: each would be the number of a camera.
+    one = (np.ndarray, Image.Image, str, os.PathLike, *CONTENT)
+    if isinstance(source, one) or not isinstance(source, Iterable):
         sources = source if isinstance(source, np.ndarray) and source.ndim == 4 else [source]
     else:
         sources = source

@@ -34,6 +34,15 @@ class VideoInfo(NamedTuple):
     frames: int | None  # None where it does not say, and of a camera
 
 
+def place_of(source: str | os.PathLike | int) -> str:
+    """What a video or camera is called in detections and errors: its path as it was given, or "camera 0".
+
+    Args:
+        source: a file, or the index of a camera.
+    """
+    return f"camera {source}" if _is_camera(source) else os.fspath(source)
+
+
 def read_info(source: str | os.PathLike | int) -> VideoInfo:
     """What the header of a video, or a camera, says.
 
@@ -174,7 +183,3 @@ def _content(path) -> str:
 
 def _is_camera(source) -> bool:
     return isinstance(source, int)
-
-
-def place_of(source) -> str:
-    return f"camera {source}" if _is_camera(source) else os.fspath(source)

@@ -20,6 +20,7 @@ from multigrid.geometry.anchors import write_anchors
 from multigrid.models.blocks import blocks_of
 from multigrid.models.weights import load_weights
 from multigrid.prediction.predictor import Predictor
+from multigrid.prediction.run_folder import BEST
 from multigrid.training import callbacks as watch
 from multigrid.training import run_callbacks, snapshots
 from multigrid.training.callback_list import build_callbacks, check_callbacks
@@ -227,7 +228,7 @@ class MultiGridTrainer:
     def _finish(self) -> None:
         """Leaves the best weights in the detector, and a picture of what they find."""
         gathered(0)  # the first process has written all
-        best = self.run_dir / "weights" / "best.weights.h5"
+        best = self.run_dir / BEST
         if not best.exists():  # stopped in the first epoch
             return
         load_weights(self.detector, best)

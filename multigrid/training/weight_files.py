@@ -9,6 +9,7 @@ import keras
 
 from multigrid.config import TrainingConfig
 from multigrid.models.weights import save_weights
+from multigrid.prediction.run_folder import BEST
 
 DEFAULTS = TrainingConfig()
 
@@ -42,7 +43,7 @@ class WeightFiles(keras.callbacks.Callback):
         save_weights(self.model, self.folder / "last.weights.h5")
         value = float(logs[self.monitor])
         if self._is_better(value):
-            save_weights(self.model, self.folder / "best.weights.h5")
+            save_weights(self.model, self.folder / pathlib.Path(BEST).name)
             self.best = value
         if self.every is not None and (epoch + 1) % self.every == 0:
             save_weights(self.model, self.folder / f"epoch-{epoch + 1:04d}.weights.h5")
