@@ -190,18 +190,17 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     temporary = path.with_name(f".{uuid.uuid4().hex[:12]}{''.join(path.suffixes)}")
     try:
         yield temporary
-        _to_disk(temporary)
+        _to_disk(temporary, os.O_RDWR)  # Windows lets nobody wait for a file that is open for reading alone
         os.replace(temporary, path)
         if hasattr(os, "O_DIRECTORY"):  # where folders can be opened; elsewhere the rename is as durable as it gets
-            _to_disk(path.parent)
+            _to_disk(path.parent, os.O_RDONLY)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _to_disk(path: pathlib.Path) -> None:
+def _to_disk(path: pathlib.Path, mode: int) -> None:
     """Waits until what was written is on the disk, so that a power cut cannot leave a new name on an empty file."""
-    # Windows lets nobody wait for a file that is open for reading alone; elsewhere a folder opens in no other way.
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    descriptor = os.open(path, mode)
     try:
         os.fsync(descriptor)
     finally:

@@ -9,6 +9,7 @@ import shlex
 
 import pytest
 import yaml
+from PIL import Image
 
 from multigrid import cli, report
 from multigrid.cli import main
@@ -88,6 +89,15 @@ def test_a_document_is_plain_json_and_there_is_only_one():
     with pytest.raises(ValueError, match="expected one document a command"):
         document.write({})
     assert file.getvalue() == before
+
+
+def test_a_document_that_cannot_be_said_leaves_room_for_the_error():
+    file = io.StringIO()
+    document = Document(file)
+    with pytest.raises(TypeError):
+        document.write({"a": {1, 2}})
+    document.fail("TypeError")
+    assert json.loads(file.getvalue()) == {"error": "TypeError"}
 
 
 def test_without_json_nothing_is_emitted(capsys):
@@ -200,7 +210,20 @@ def trained(folder):
     return document
 
 
+def documented(command) -> list[str]:
+    """The keys of a command's document, in the order in which the page lists them."""
+    page = (CHECKOUT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    (keys,) = re.findall(rf"^\| `{command}` \| (`\w+`(?:, `\w+`)+) \| ", page, re.MULTILINE)
+    return re.findall(r"`(\w+)`", keys)
+
+
+@pytest.mark.parametrize("verb", PARSERS)
+def test_the_page_lists_the_keys_of_every_verb(verb):
+    assert len(documented(verb)) >= 2
+
+
 def test_train_tells_the_run_its_epochs_and_its_metrics(trained, folder):
+    assert list(trained) == documented("train")
     assert trained["run_dir"] == str(folder / "run") and trained["epochs"] == 1 and trained["stopped_by"] is None
     assert trained["best_weights"] == str(folder / "run" / "weights" / "best.weights.h5")
     assert pathlib.Path(trained["saved_weights"]).is_file() and pathlib.Path(trained["best_weights"]).is_file()
@@ -210,25 +233,41 @@ def test_train_tells_the_run_its_epochs_and_its_metrics(trained, folder):
 def test_probe_anchors_weights_and_compare_tell_what_they_found(trained, folder, monkeypatch):
     monkeypatch.chdir(folder)
     code, found, _ = printed_by("probe", "--config", "c.yaml", "--output-dir", "probed", "--num-batches", "1")
-    assert code == 0 and list(found) == ["batches", "not_finite", "output_dir"] and found["not_finite"] == []
+    assert code == 0 and list(found) == documented("probe") and found["not_finite"] == []
     assert found["batches"] == json.loads((folder / "probed" / "loss_components.json").read_text())
 
     code, found, _ = printed_by("anchors", "--config", "c.yaml", "--output", "new.txt", "--count", "3")
-    assert code == 0 and list(found) == ["anchors", "before", "fitted", "output", "picture"]
+    assert code == 0 and list(found) == documented("anchors")
     assert [len(scale) for scale in found["anchors"]] == [1, 1, 1] and pathlib.Path(found["picture"]).is_file()
     # three anchors do not fit better than the nine that were there, but both are measured on the same boxes
-    assert list(found["fitted"]) == list(found["before"])
+    figures = ["boxes", "mean_iol", "share_above_half", "share_above_quarter", "shares"]
+    assert list(found["fitted"]) == list(found["before"]) == figures
     assert found["fitted"]["boxes"] == found["before"]["boxes"] and 0 < found["fitted"]["mean_iol"] <= 1
 
     code, found, _ = printed_by("weights", "saved.h5")
-    assert code == 0 and list(found) == ["path", "format", "layers", "notes"]
+    assert code == 0 and list(found) == documented("weights")
     assert list(found["layers"][0]) == ["place", "name", "tensors"]
 
     code, found, _ = printed_by("weights", "saved.h5", "--config", "c.yaml", "--convert", "other.weights.h5")
-    assert code == 0 and found["tensor_share"] == 1 and found["converted"] == "other.weights.h5"
+    assert code == 0 and list(found) == documented("weights --config")
+    assert found["tensor_share"] == 1 and found["converted"] == "other.weights.h5"
 
     code, found, _ = printed_by("compare", "run", "--output-dir", "compared")
-    assert code == 0 and list(found) == ["runs", "differences", "picture", "table"]
+    assert code == 0 and list(found) == documented("compare")
+
+
+def test_data_evaluate_and_predict_tell_what_they_found(trained, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    code, found, err = printed_by("data", "--config", "c.yaml")
+    assert code == 0 and list(found) == documented("data"), err
+
+    code, found, err = printed_by("evaluate", "--run", "run", "--output-dir", "evaluated")
+    assert code == 0 and list(found) == documented("evaluate"), err
+
+    (folder / "shots").mkdir()
+    Image.new("RGB", (96, 64)).save(folder / "shots" / "x.png")
+    code, found, err = printed_by("predict", "--run", "run", "--source", "shots")
+    assert code == 0 and list(found) == documented("predict"), err
 
 
 # --- tables

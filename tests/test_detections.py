@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from multigrid.detection.detections import Detections
+from multigrid.detection.detections import COLUMNS, FRAME_COLUMNS, Detections
 from multigrid.errors import InputError
 from multigrid.evaluation.evaluator import to_coco_results
 from multigrid.pictures import class_colour, save_image
@@ -59,6 +59,8 @@ def test_a_table_has_a_row_a_detection_and_the_rounded_numbers():
 
 def test_a_table_of_nothing_has_its_columns():
     assert list(nothing(frame=3, time=0.12).to_pandas().columns)[-2:] == ["frame", "time"]
+    (row, *_) = found(frame=3, time=0.12).rows()
+    assert list(row) == [*COLUMNS, *FRAME_COLUMNS] == list(found(frame=3, time=0.12).to_pandas().columns)
     assert len(nothing().to_pandas()) == 0 and len(nothing().to_pandas().columns) == 8
 
 

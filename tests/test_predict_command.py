@@ -16,7 +16,7 @@ from multigrid.data.images import image_size, read_image
 from multigrid.models.detector import MultiGridDetector
 from multigrid.models.weights import save_weights
 from multigrid.prediction.outputs import picture_targets, writing
-from multigrid.prediction.sources import list_source
+from multigrid.prediction.sources import Item, list_source
 from multigrid.prediction.video import VideoWriter, read_frames, read_info
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
@@ -208,8 +208,9 @@ def test_an_interrupted_film_is_written_as_far_as_it_came(run_dir, work, monkeyp
         (["--source", "nowhere"], "error: nowhere: expected an image or a folder of images"),
         (["--source", "good.png", "--output-dir", "."], "--output-dir: expected a folder other than that of the imag"),
         (["--source", "good.png", "bad/a.jpg", "--output-dir", "linked"], "--output-dir: expected a folder other than"),
-        (["--source", "loss=1"], "error: --source: expected images, "),
+        (["--source", "loss.x=1", "model_config=m.yaml"], "error: --source: expected images, "),
         (["--source", "date=2024/*.jpg"], "date=2024/*.jpg: expected a pattern of images or videos, received one"),
+        (["--source", "data.d/x=1.jpg"], "error: data.d/x=1.jpg: expected an image or a folder of images"),
         (["--source", "good.png", "--limit", "0"], "expected a whole number from 1"),
         (["--source", "good.png", "--config", "x.yaml"], "error: expected --run or --config and not both"),
     ],
@@ -253,6 +254,15 @@ def test_targets_never_meet(tmp_path):
         "b/x.bmp": "b/x.bmp.png.png", "b/c.mov": "b/c.mov.mp4.mp4",
     }  # fmt: skip
     assert picture_targets(list_source(2).items) == {"camera 2": pathlib.PurePath("camera 2.mp4")}
+
+
+def test_targets_are_not_compared_with_all_others(monkeypatch):
+    compared, equal = [], pathlib.PurePath.__eq__
+    monkeypatch.setattr(pathlib.PurePath, "__eq__", lambda one, other: compared.append(1) or equal(one, other))
+    items = [Item("image", f"many/{index}.bmp") for index in range(400)]
+    assert len(set(map(str, picture_targets(items).values()))) == 400
+    # each with each were 79,800; in a set those whose hashes meet are compared
+    assert len(compared) < 400
 
 
 def test_what_fails_leaves_no_half_files(tmp_path):

@@ -322,8 +322,27 @@ def test_scenes_of_another_machine_are_drawn_where_they_are_by_default(run_dir):
     there.mkdir()
     (run_dir / "config.yaml").write_text(written.replace("/gone/shapes", json.dumps(str(there))), encoding="utf-8")
     assert run_config(run_dir, labels=["val"]).data.shapes.folder == str(there)
-    (run_dir / "config.yaml").write_text("data:\n", encoding="utf-8")
-    assert labels_there(run_dir) == []
+
+
+def test_labels_are_looked_for_beside_the_config_and_a_broken_one_has_none(run_dir, monkeypatch):
+    (run_dir / "my labels.txt").write_text("", encoding="utf-8")
+    monkeypatch.chdir(run_dir.parent)
+    for text, there in (
+        ("data: {train: my labels.txt, val: gone.txt, test: shapes}", ["train", "test"]),
+        ("data: {train: [my labels.txt], val: ''}", []),
+        ("data:", []),
+        ("data: 5", []),
+        ("- data", []),
+        ("data: {train: {", []),
+        ("", []),
+    ):
+        (run_dir / "config.yaml").write_text(text, encoding="utf-8")
+        assert labels_there(run_dir) == there, text
+    for text in ("data: {train: {", "data: {shapes: 5}"):
+        (run_dir / "config.yaml").write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=r"config\.yaml, line 1"):
+            run_config(run_dir)
+    assert labels_there(run_dir / "weights") == []
 
 
 def test_overrides_win_over_the_run(run_dir, tmp_path):

@@ -3,7 +3,9 @@
 import dataclasses
 import io
 import json
+import os
 import pathlib
+import stat
 
 import numpy as np
 import pytest
@@ -92,6 +94,23 @@ def test_csv_keeps_the_columns_in_order_and_whole_numbers_whole(tmp_path):
     # A float comes back as it was.
     report.write_csv(tmp_path / "third.csv", [{"value": 1 / 3}])
     assert float((tmp_path / "third.csv").read_text().split()[1]) == 1 / 3
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    path, real, seen = tmp_path / "value.txt", os.fsync, []
+
+    def fsync(descriptor):
+        """As of Windows, where waiting for a file needs the right to write to it."""
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        seen.append((is_folder, path.exists()))
+        assert is_folder or fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_RDWR
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with report.replacing(path) as temporary:
+        temporary.write_text("new")
+    assert seen == [(False, False), (True, True)]
 
 
 def test_a_file_that_fails_half_way_leaves_the_old_one_and_no_rest(tmp_path):

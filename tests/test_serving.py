@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import io
 import os
 import pathlib
@@ -248,6 +249,38 @@ def test_an_upload_that_stops_is_given_up(client):
         yield GOOD[20:]
 
     assert client.post("/predict", **raw(stalling())).status_code == 408
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost:"])
+@pytest.mark.parametrize("answered_before", [False, True])
+def test_a_connection_whose_request_does_not_come_is_closed(client, sent, answered_before):
+    if answered_before and not sent:
+        pytest.skip("kept open for the next request")
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=20) as connection:
+        if answered_before:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+        start = time.monotonic()
+        connection.sendall(sent)
+        for _ in range(4):  # more of the head every 0.2 s; the server waits 0.5 s
+            time.sleep(0.2 if sent else 0)
+            with contextlib.suppress(OSError):
+                connection.sendall(sent and b"x")
+        assert connection.recv(100) == b""
+        assert time.monotonic() - start > 0.4
+
+
+def test_a_request_that_takes_longer_than_its_head_may_is_answered(watched):
+    with served(create_app(watched, read_seconds=0.3)) as url, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        watched.hold()
+        with httpx.Client(base_url=url) as made:
+            asked = pool.submit(made.post, "/predict", **form(GOOD), timeout=20)
+            assert watched.entered.wait(20)
+            time.sleep(0.6)
+            watched.open.set()
+            assert asked.result().status_code == 200
+            time.sleep(0.6)  # between two requests it may be silent for longer
+            assert made.post("/predict", **form(GOOD)).status_code == 200
 
 
 def test_metrics_count_requests_images_and_detections(watched):

@@ -125,6 +125,7 @@ def _kind(options, config):
         options.quantize,
         options.batch_size,
         Suppression(detection.suppression, detection.nms_threshold, detection.soft_sigma),
+        detection.score_threshold,
         detection.max_detections,
     )
 

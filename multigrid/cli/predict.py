@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import sys
 
 from multigrid import report
@@ -65,18 +66,21 @@ def run_predict(options) -> int:
 
 def _without_settings(options) -> list:
     """The words of --source; settings that stand behind them go where they belong."""
-    from multigrid.config import Config
-
-    def is_setting(word: str) -> bool:  # and no pattern such as 'date=2024/*.jpg'
-        key, equals, _ = word.partition("=")
-        return bool(equals) and key.split(".")[0] in Config.model_fields and not os.path.lexists(word)
-
-    settings = [word for word in options.source if is_setting(word)]
+    settings = [word for word in options.source if _is_setting(word) and not os.path.lexists(word)]
     words = [word for word in options.source if word not in settings]
     if not words:
         options.parser.error(f"--source: expected {SOURCE}, received {' '.join(settings)}")
     options.overrides += settings
     return words
+
+
+def _is_setting(word: str) -> bool:
+    """Whether a word is `key=value` with a key of the config, and no pattern such as 'date=2024/*.jpg'."""
+    from multigrid.config.sections import MODEL_FILE_KEY, Config
+
+    key, equals, _ = word.partition("=")
+    known = key.split(".")[0] in {*Config.model_fields, MODEL_FILE_KEY}
+    return bool(equals) and known and re.fullmatch(r"[\w.]+", key) is not None
 
 
 def _quiet_opencv() -> None:

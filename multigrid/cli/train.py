@@ -19,7 +19,6 @@ from multigrid.cli.options import (
     start_backend,
     weights_settings,
 )
-from multigrid.prediction.run_folder import BEST
 
 EXAMPLE = "multigrid train --config configs/quickstart.yaml training.epochs=5"
 
@@ -81,6 +80,8 @@ def run_train(options) -> int:
 
 def _findings(trainer, history) -> dict:
     """What --json says of a training; `metrics` and `saved_weights` are those of one that came to its end."""
+    from multigrid.prediction.run_folder import BEST
+
     best = trainer.run_dir / BEST
     return {
         "run_dir": trainer.run_dir,

@@ -49,21 +49,33 @@ def run_config(run_dir: str | os.PathLike, overrides: Sequence[str] = (), labels
 
 def labels_there(run_dir: str | os.PathLike) -> list[str]:
     """The words of `LABELS` whose labels are where the run's config says, or are drawn."""
-    data = _data_section(pathlib.Path(run_dir))
-    return [split for split in LABELS if data.get(split) == SHAPES or os.path.exists(data.get(split) or "")]
+    data = _section(_raw_config(run_dir), "data")
+    return [split for split in LABELS if data.get(split) == SHAPES or _is_there(run_dir, data.get(split))]
 
 
-def _data_section(run_dir: pathlib.Path) -> dict:
-    """What a run's config says of data, before it is checked; its paths are absolute."""
-    path = run_dir / "config.yaml"
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return (config.get("data") if isinstance(config, dict) else None) or {}
+def _raw_config(run_dir: str | os.PathLike):
+    """A run's config before it is checked; None where nothing can be read, which the loader says."""
+    try:
+        return yaml.safe_load((pathlib.Path(run_dir) / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+
+
+def _section(values, name: str) -> dict:
+    """A section of a config that nobody has checked; empty where there is no such mapping."""
+    found = values.get(name) if isinstance(values, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _is_there(run_dir: str | os.PathLike, path) -> bool:
+    """Whether a path of a run's config leads somewhere; as for the loader, it is relative to the file."""
+    return isinstance(path, str) and path != "" and os.path.exists(os.path.join(run_dir, os.path.expanduser(path)))
 
 
 def _drawn_elsewhere(run_dir: pathlib.Path) -> list[str]:
     """Scenes that were drawn on another machine are drawn again where they are by default: not at a foreign path."""
-    folder = (_data_section(run_dir).get("shapes") or {}).get("folder")
-    return [] if folder is None or os.path.isdir(folder) else [_setting("data.shapes.folder", _DRAWN)]
+    folder = _section(_section(_raw_config(run_dir), "data"), "shapes").get("folder")
+    return [] if folder is None or _is_there(run_dir, folder) else [_setting("data.shapes.folder", _DRAWN)]
 
 
 def _best_weights(run_dir: pathlib.Path) -> pathlib.Path:

@@ -106,7 +106,7 @@ def create_app(
         max_upload_bytes: the largest file.
         max_pixels: the largest image, height × width.
         max_queue: requests taken in at once, from the first byte of their image to their answer.
-        read_seconds: the longest time in which an upload has to arrive.
+        read_seconds: the longest time in which a request's head, and then an upload, has to arrive.
         batch_wait_seconds: how long an image waits for others to fill its batch.
         allowed_hosts: names without ports that the server is asked for by; "*" allows all, and with them any web page
             that a browser on this network has open.
@@ -117,7 +117,7 @@ def create_app(
     limits = Limits(max_upload_bytes, max_pixels, max_queue, read_seconds)
     service = Service(predictor, name, limits, batch_wait_seconds)
     app = FastAPI(title="multigrid", docs_url=None, redoc_url=None, lifespan=lambda _: service.running())
-    app.state.batcher, app.state.model = service.batcher, name
+    app.state.batcher, app.state.model, app.state.read_seconds = service.batcher, name, read_seconds
     app.add_middleware(Protected, allowed_hosts=tuple(allowed_hosts))
     app.add_middleware(Measured, metrics=service.metrics)
     app.add_exception_handler(RequestValidationError, _wrong_query)

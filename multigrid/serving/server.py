@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from multigrid.errors import InputError
 
@@ -55,11 +57,47 @@ def address(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class DeadlineProtocol(H11Protocol):
+    """HTTP/1.1 that closes connections whose next request does not arrive: silent ones would use up all there are.
+
+    Args:
+        head_seconds: from the connection, or from the first byte after an answer, to the end of a request's head.
+    """
+
+    def __init__(self, *arguments, head_seconds: float, **options):
+        super().__init__(*arguments, **options)
+        self.head_seconds, self._deadline = head_seconds, None
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._end_watch()
+
+    def _watch(self) -> None:
+        """Lets the time run while nothing is being answered; bytes of half a head do not set it back."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._end_watch()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(self.head_seconds, self.timeout_keep_alive_handler)
+
+    def _end_watch(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
 def settings(app: FastAPI) -> uvicorn.Config:
     """How an application of `create_app` is served: by HTTP/1.1, logging what goes wrong and nothing else."""
     return uvicorn.Config(
         app,
-        http="h11",
+        http=functools.partial(DeadlineProtocol, head_seconds=app.state.read_seconds),
         ws="none",
         lifespan="on",
         log_config=None,

@@ -9,7 +9,7 @@ import keras
 
 from multigrid.config import TrainingConfig
 from multigrid.models.weights import save_weights
-from multigrid.prediction.run_folder import BEST
+from multigrid.prediction.run_folder import BEST, LAST
 
 DEFAULTS = TrainingConfig()
 
@@ -40,10 +40,10 @@ class WeightFiles(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if self.monitor not in logs:
             raise ValueError(f"monitor: expected one of {', '.join(logs)}, received {self.monitor!r}")
-        save_weights(self.model, self.folder / "last.weights.h5")
+        save_weights(self.model, self.folder / pathlib.PurePath(LAST).name)
         value = float(logs[self.monitor])
         if self._is_better(value):
-            save_weights(self.model, self.folder / pathlib.Path(BEST).name)
+            save_weights(self.model, self.folder / pathlib.PurePath(BEST).name)
             self.best = value
         if self.every is not None and (epoch + 1) % self.every == 0:
             save_weights(self.model, self.folder / f"epoch-{epoch + 1:04d}.weights.h5")
