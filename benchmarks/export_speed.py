@@ -27,7 +27,6 @@ import numpy as np
 from multigrid import ConfigLoader, assembly, report
 from multigrid.detection.suppression import Suppression
 from multigrid.export import ExportOptions, export, exported_graph, load
-from multigrid.export.exporter import LEAST_SCORE
 from multigrid.export.kinds import ENDINGS, FORMATS, QUANTIZED_FORMATS
 from multigrid.export.pictures import letterboxed_batch, spread
 from multigrid.export.runtimes import KerasRuntime
@@ -132,7 +131,11 @@ def _precision(config, runtime, samples, class_names) -> float | None:
     detection = config.detection
     after = Suppression(detection.suppression, detection.nms_threshold, detection.soft_sigma)
     pipeline = ArtefactPipeline(
-        runtime, class_names, after, score_threshold=LEAST_SCORE, max_detections=detection.max_detections
+        runtime,
+        class_names,
+        after,
+        score_threshold=detection.score_threshold,
+        max_detections=detection.max_detections,
     )
     return mean_average_precision(pipeline, samples, class_names)["mAP"]
 

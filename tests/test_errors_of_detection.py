@@ -51,11 +51,20 @@ def test_each_kind_of_error_is_told():
     assert tuple(MEANINGS) == KINDS
 
 
-@pytest.mark.parametrize("overlap, kind", [(0.49, "loc"), (0.51, ""), (0.11, "loc"), (0.09, "bkg")])
+@pytest.mark.parametrize("overlap, kind", [(0.49, "loc"), (0.5, ""), (0.1, "loc"), (0.09, "bkg")])
 def test_the_limits_are_half_and_a_tenth(overlap, kind):
     # A box on the lower left part of a 40 × 20 one, whose area is the IoU.
     errors, _ = analysed([(1, 0, A)], [(1, 0, 0.7, (10, 30 - 20 * overlap, 50, 30))])
     assert errors.kind.tolist() == [kind]
+
+
+def test_a_box_on_just_half_of_an_object_that_is_found_came_too_late():
+    # The lower half of A: IoU 0.5 exactly, which finds an object that is free.
+    half = (A[0], (A[1] + A[3]) / 2, A[2], A[3])
+    errors, _ = analysed([(1, 0, A)], [(1, 0, 0.9, A), (1, 0, 0.7, half)])
+    assert errors.kind.tolist() == ["", "dupe"]
+    other, _ = analysed([(1, 0, A)], [(1, 1, 0.7, half)])
+    assert other.kind.tolist() == ["cls"]
 
 
 def test_a_misplaced_box_costs_what_its_object_is_worth():

@@ -48,7 +48,7 @@ def written(run_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation") / "test"
     with pytest.MonkeyPatch.context() as patch:
         lines = []
-        patch.setattr("multigrid.report.print_document", lambda value, file: lines.append(value))
+        patch.setattr("multigrid.report.print_document", lambda text, file: lines.append(json.loads(text)))
         words = ["--run", str(run_dir), "--split", "test", "--output-dir", str(folder), "--json"]
         assert main(["evaluate", *words]) == 0
     (document,) = lines
@@ -66,7 +66,9 @@ def load(path: pathlib.Path):
 def test_it_writes_figures_detections_and_plots(written):
     folder, document = written
     assert {*FILES, "report.html"} <= {path.name for path in folder.iterdir()} and FILES == set(document["files"])
-    assert document["report"] == folder / "report.html"
+    assert document["report"] == str(folder / "report.html")
+    assert " objects are found at confidence " in document["verdict"]
+    assert load(folder / "errors.json")["examples"]["bkg"][0]["image"].endswith((".jpg", ".png"))
     metrics = load(folder / "metrics.json")
     assert metrics["images"] == 3 and metrics["objects"] == len(load(folder / "ground_truth.json")["annotations"]) > 0
     assert metrics["detections"] == len(load(folder / "detections.json")) > 20

@@ -68,6 +68,15 @@ def test_eighty_classes_get_more_paper_and_no_colour_of_their_own(tmp_path):
     assert {style["color"] for _, _, style in many} == {FAINT_COLOUR}
 
 
+def test_hundreds_of_classes_and_odd_names_make_no_larger_picture(tmp_path):
+    names = ["a$^$", "x" * 150, *(f"class {index}" for index in range(300))]
+    draw_confusion(tmp_path / "c.png", {"counts": np.eye(302, dtype=int).tolist(), "labels": names, "threshold": 0.25})
+    assert max(read(tmp_path / "c.png").shape) <= 24 * DPI
+    few = {"counts": [[1, 0], [0, 1]], "labels": names[:2], "threshold": 0.25}
+    draw_confusion(tmp_path / "few.png", few)
+    assert read(tmp_path / "few.png").shape[1] == 6 * DPI
+
+
 def test_the_shade_of_a_confusion_is_its_share_of_the_row(tmp_path):
     # Rows: all of 7 right; 1 of 4 right and 3 missed; no false detection. Dark is much.
     counts = [[7, 0, 0], [0, 1, 3], [0, 0, 0]]

@@ -1,16 +1,25 @@
 """Artefacts of every format say what the Keras model says, and take their place only then."""
 
+import functools
 import json
+import pathlib
+import re
+import shutil
 
+import cv2
 import keras
 import numpy as np
 import pytest
 
+from multigrid.config import DetectionConfig
+from multigrid.data.images import Letterbox
+from multigrid.data.shapes import draw_scene
 from multigrid.errors import InputError
 from multigrid.export import CheckError, ExportOptions, GraphSuppression, check, export, exported_graph, load
 from multigrid.export.formats import check_can_write
-from multigrid.export.kinds import ENDINGS, LIBRARIES
+from multigrid.export.kinds import ENDINGS, FORMATS, LIBRARIES
 from multigrid.export.pictures import drawn_batch
+from multigrid.export.runtimes import SAVED_MODEL_FILE, KerasRuntime
 from multigrid.models.darknet import convolution
 from multigrid.models.detector import MultiGridDetector
 
@@ -19,8 +28,10 @@ NAMES = ("bar", "disc", "star")
 SIZE = (64, 96)
 CELLS = 2 * 3 + 4 * 6 + 8 * 12
 NMS = GraphSuppression(0.001, 0.5, 40, rule="consensus")
-VARIANTS = [(format, None, NMS) for format in ("savedmodel", "litert", "openvino")]
-VARIANTS += [("onnx", "float16", NMS), ("openvino", "int8", None), ("litert", "int8", None)]
+KINDS = [(format, None, nms) for format in FORMATS for nms in (NMS, None)]
+KINDS += [("onnx", "float16", NMS), ("litert", "int8", None)]
+KINDS += [pytest.param("openvino", "int8", None, marks=pytest.mark.slow)]
+PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "export.md"
 
 
 def backbone():
@@ -39,7 +50,8 @@ def detector():
     detector = MultiGridDetector(ANCHORS, len(NAMES), width=0.0625, backbone=backbone())
     rng = np.random.default_rng(7)
     for layer in (detector.get_layer(f"grid_{stride}") for stride in detector.strides):
-        layer.kernel.assign(rng.normal(0.0, 0.6, layer.kernel.shape))
+        layer.kernel.assign(rng.normal(0.0, 8.0, layer.kernel.shape))
+        layer.bias.assign(rng.normal(0.0, 1.0, layer.bias.shape))
     return detector
 
 
@@ -55,20 +67,40 @@ def needed(format, quantize):
         pytest.skip("artefacts are made by TensorFlow")
 
 
+@pytest.fixture(scope="module")
+def make(detector, images, tmp_path_factory):
+    """A function from a kind to the path and the record of its artefact, made once and in place of an older one."""
+    folder = tmp_path_factory.mktemp("artefacts")
+
+    @functools.cache
+    def made(format, quantize, suppression):
+        needed(format, quantize)
+        name = "-".join(["mine", *(["nms"] if suppression else []), *([quantize] if quantize else [])])
+        path = folder / format / "exports" / f"{name}{ENDINGS[format]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if format == "savedmodel":
+            path.mkdir()
+            (path / SAVED_MODEL_FILE).write_text("goes")
+            (path / "of_the_older_one").write_text("goes")
+        else:
+            path.write_text("goes")
+        batch = 2 if (format, suppression) == ("litert", None) else None
+        options = ExportOptions(format, SIZE, suppression, quantize=quantize, batch_size=batch)
+        return path, export(detector, path, NAMES, options, images, calibration=images)
+
+    return made
+
+
 @pytest.mark.parametrize(
     ("format", "quantize", "suppression"),
-    VARIANTS,
-    ids=[f"{format}-{quantize}-{'nms' if suppression else 'cells'}" for format, quantize, suppression in VARIANTS],
+    KINDS,
+    ids=lambda value: "nms" if value is NMS else str(value or "plain"),
 )
-def test_an_artefact_says_what_the_model_says(tmp_path, detector, images, format, quantize, suppression):
-    needed(format, quantize)
-    path = tmp_path / f"made{ENDINGS[format]}"
-    options = ExportOptions(format, SIZE, suppression, quantize=quantize)
-    record = export(detector, path, NAMES, options, images, calibration=images)
-
+def test_an_artefact_says_what_the_model_says(make, images, format, quantize, suppression):
+    path, record = make(format, quantize, suppression)
     artefact = load(path)
     assert (artefact.format, artefact.input_size) == (format, SIZE)
-    assert artefact.batch == (1 if format == "litert" else None)
+    assert artefact.batch == record["batch"] == ((1 if suppression else 2) if format == "litert" else None)
     found = artefact.predict(images)
     rows = 40 if suppression else CELLS
     assert {name: (values.shape, values.dtype.name) for name, values in found.items()} == {
@@ -77,14 +109,60 @@ def test_an_artefact_says_what_the_model_says(tmp_path, detector, images, format
     # the rows of one image do not depend on how many come with it
     np.testing.assert_allclose(artefact.predict(images[1:2])["scores"], found["scores"][1:2], atol=1e-5)
 
-    assert record == json.loads((tmp_path / f"{path.name}.json").read_text())
+    assert record == json.loads(path.with_name(f"{path.name}.json").read_text())
     assert record["check"]["compared"] >= 3 * 20 and record["classes"] == list(NAMES)
     if quantize is None:
         assert record["check"]["largest_box"] <= 0.01 and record["check"]["largest_score"] <= 1e-4
-    assert record["bytes"] == sum(
-        file.stat().st_size for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".json"
-    )
-    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+    files = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.stem}.*")
+    sizes = {file.name: file.stat().st_size for file in files if file.is_file() and file.suffix != ".json"}
+    assert record["bytes"] == sum(sizes.values()) and "of_the_older_one" not in sizes
+    assert not [file for file in path.parent.iterdir() if file.name.startswith(".")]
+
+
+def blocks_of_the_page() -> tuple[list, dict]:
+    """The page's Python: what comes first, and {format: what runs its artefact}."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    runs = {
+        format: [block for block in blocks if f'"exports/mine-nms{ending}"' in block]
+        for format, ending in ENDINGS.items()
+    }
+    return [block for block in blocks if [block] not in runs.values()], runs
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_the_page_says_runs_the_artefact(make, detector, monkeypatch, format):
+    path, _ = make(format, None, NMS)
+    first, runs = blocks_of_the_page()
+    assert len(first) == 2 and len(runs[format]) == 1
+    monkeypatch.chdir(path.parents[1])
+    if format != "onnx":  # the page reads the size and the names of this one
+        shutil.copy(f"{path}.json", "exports/mine-nms.onnx.json")
+    cv2.imwrite("image.jpg", draw_scene(11, image_size=(90, 163)).image)
+    shown = []
+    names = {"print": lambda *values: shown.append(values)}
+    for block in (*first, *runs[format]):
+        exec(compile(block, str(PAGE), "exec"), names)
+
+    letterbox = Letterbox.fit((90, 163), SIZE)
+    pixels = letterbox.apply_image(cv2.imread("image.jpg")[..., ::-1])
+    expected = KerasRuntime(exported_graph(detector, SIZE, NMS)).predict(pixels[None])
+    rows = np.flatnonzero(expected["scores"][0] >= 0.25)
+    assert len(rows) >= 3 and [name for name, _, _ in shown] == [NAMES[expected["classes"][0, row]] for row in rows]
+    np.testing.assert_allclose([score for _, score, _ in shown], expected["scores"][0, rows], atol=1e-3)
+    boxes = letterbox.undo_boxes(expected["boxes"][0, rows], clip=False)
+    np.testing.assert_allclose([box for _, _, box in shown], boxes, atol=0.5)
+
+
+@pytest.mark.parametrize("size", [(50, 31), (64, 96), (300, 417), (70, 500), (33, 97)])
+def test_the_letterbox_on_the_page_is_the_one_of_training(size):
+    image = cv2.resize(np.random.default_rng(5).integers(0, 256, (9, 8, 3), "uint8"), size[::-1])
+    names = {}
+    exec(compile(blocks_of_the_page()[0][0], str(PAGE), "exec"), names)
+    found, undo = names["letterbox"](image, 64, 96)
+    expected = Letterbox.fit(size, (64, 96))
+    np.testing.assert_array_equal(found, expected.apply_image(image))
+    boxes = np.array([[3.0, 4.0, 50.0, 31.0], [40.0, 0.0, 96.0, 64.0]])
+    np.testing.assert_allclose(undo(boxes), expected.undo_boxes(boxes, clip=False), rtol=1e-5)
 
 
 def test_the_graph_has_the_predictors_boxes_and_the_best_class_of_each_cell(detector, images):
@@ -113,17 +191,6 @@ def test_an_artefact_that_says_something_else_leaves_no_file(tmp_path, detector,
         export(detector, tmp_path / "made", NAMES, ExportOptions("savedmodel", SIZE), images)
     assert raised.value.differences.within == 0.0
     assert [file.name for file in tmp_path.iterdir()] == ["other.txt"]
-
-
-def test_an_artefact_takes_the_place_of_an_older_one(tmp_path, detector, images):
-    needed("savedmodel", None)
-    path = tmp_path / "made"
-    path.mkdir()
-    for name in ("saved_model.pb", "of_the_older_one"):
-        (path / name).write_text("goes")
-    export(detector, path, NAMES, ExportOptions("savedmodel", SIZE, batch_size=2), images[:1])
-    assert not (path / "of_the_older_one").exists()
-    assert load(path).batch == 2 and load(path).predict(images)["scores"].shape == (3, CELLS)
 
 
 @pytest.mark.parametrize(
@@ -156,10 +223,15 @@ def test_what_is_no_artefact_is_not_loaded(tmp_path):
             load(tmp_path / name)
 
 
-def test_images_of_another_size_or_type_are_refused(detector, images):
-    from multigrid.export.runtimes import KerasRuntime
-
+def test_no_images_or_those_of_another_size_or_type_are_refused(detector, images):
     runtime = KerasRuntime(exported_graph(detector, SIZE))
-    for wrong in (images.astype("float32"), images.transpose(0, 2, 1, 3)):
-        with pytest.raises(ValueError, match=r"expected uint8 \[B, 64, 96, 3\]"):
+    for wrong in (images.astype("float32"), images.transpose(0, 2, 1, 3), images[:0]):
+        with pytest.raises(ValueError, match=r"expected uint8 \[B, 64, 96, 3\] with at least one image"):
             runtime.predict(wrong)
+
+
+def test_what_is_not_said_of_detections_is_as_in_a_config():
+    options, config = ExportOptions("onnx", SIZE), DetectionConfig()
+    assert (options.rescore, options.score_threshold, options.max_detections) == (
+        config.rescore, config.score_threshold, config.max_detections,
+    )  # fmt: skip

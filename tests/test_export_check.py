@@ -120,8 +120,10 @@ def test_the_precision_of_an_artefact_is_measured_in_pixels_of_the_image(sample)
     assert mean_average_precision(pipeline, [sample], "abc") == pytest.approx({"mAP": 1.0, "mAP50": 1.0})
 
 
-def test_padding_and_boxes_in_the_border_are_no_detections(sample):
-    runtime = Oracle([[10, 5, 30, 25], [-9, -9, 0, 0], [0, 0, 0, 0]], [0.9, 0.8, 0.0], [1, 1, -1])
+def test_padding_and_boxes_of_which_the_image_holds_no_more_than_a_line_are_no_detections(sample):
+    """As in the `DetectionPipeline`."""
+    boxes = [[10, 5, 30, 25], [-9, -9, 0, 0], [20, 30, 20.0004, 60], [30, 10, np.inf, 20], [np.nan, 1, 9, 9]]
+    runtime = Oracle([*boxes, [0, 0, 0, 0]], [0.9, 0.8, 0.7, 0.6, 0.5, 0.0], [1, 1, 1, 1, 1, -1])
     pipeline = ArtefactPipeline(runtime, "abc", None, score_threshold=0.0, max_detections=9)
     (found,) = pipeline.stream([sample.path])
     assert len(found) == 1

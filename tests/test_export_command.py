@@ -3,9 +3,7 @@
 import argparse
 import json
 import pathlib
-import re
 
-import cv2
 import keras
 import numpy as np
 import pytest
@@ -15,17 +13,13 @@ from multigrid import assembly
 from multigrid.cli import export as export_verb
 from multigrid.cli import main
 from multigrid.config import Config, ConfigLoader
-from multigrid.data.images import Letterbox
 from multigrid.export import GraphSuppression
-
-PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "export.md"
+from multigrid.export.pictures import drawn_batch
 
 
 @pytest.fixture(scope="module")
 def trained(draw_scenes, tmp_path_factory):
     """The config and the weights of a small detector, neither of them trained."""
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("artefacts are made by TensorFlow")
     folder = tmp_path_factory.mktemp("trained")
     files = draw_scenes(train=6, val=5)
     model = {"width": 0.0625, "depth": 0.125, "input_size": [64, 96]}
@@ -37,11 +31,17 @@ def trained(draw_scenes, tmp_path_factory):
     return folder
 
 
+needs_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="artefacts are made by TensorFlow"
+)
+
+
 def run(trained, *words):
     weights = trained / "best.weights.h5"
     return main(["export", "--config", str(trained / "config.yaml"), "--weights", str(weights), *map(str, words)])
 
 
+@needs_tensorflow
 def test_int8_is_calibrated_on_a_folder_and_says_what_it_costs(trained, tmp_path, capsys, monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
@@ -59,10 +59,19 @@ def test_int8_is_calibrated_on_a_folder_and_says_what_it_costs(trained, tmp_path
         assert said in output.err
 
 
-def test_without_labels_and_images_the_check_is_on_drawn_scenes(trained, tmp_path, capsys):
-    assert run(trained, "--format", "savedmodel", "--output", tmp_path / "made", "data.val=null") == 0
+def test_without_labels_and_images_the_check_is_on_drawn_scenes(trained, capsys):
+    config = ConfigLoader.load(trained / "config.yaml", ["data.val=null"])
+    options = argparse.Namespace(images=None, quantize=None, map_images=7, check_images=3)
+    samples = export_verb._samples(options, config, ("a", "b", "c"))
+    np.testing.assert_array_equal(export_verb._images(options, config, samples), drawn_batch(3, (64, 96)))
     assert "on drawn scenes" in capsys.readouterr().out
-    assert json.loads((tmp_path / "made.json").read_text())["suppression"] is None
+
+
+@pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="there artefacts can be made")
+def test_another_backend_is_refused_and_nothing_is_written(trained, tmp_path, capsys):
+    assert run(trained, "--format", "savedmodel", "--output", tmp_path / "made") == 2
+    assert "expected the backend tensorflow (KERAS_BACKEND=tensorflow), received" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -74,15 +83,18 @@ def test_without_labels_and_images_the_check_is_on_drawn_scenes(trained, tmp_pat
 )
 def test_a_rule_that_the_graph_does_not_have_is_named(trained, capsys, rule, graph, said):
     overrides = [f"detection.suppression={rule}", "detection.nms_threshold=0.4", "detection.flip=true"]
+    overrides += ["detection.score_threshold=0.003", "detection.max_detections=70"]
     config = ConfigLoader.load(trained / "config.yaml", overrides)
     words = {"nms": True, "score_threshold": 0.002, "format": "onnx", "quantize": None, "batch_size": None}
     kind = export_verb._kind(argparse.Namespace(**words), config)
     output = capsys.readouterr().out
     assert said in output and "looks at an image once" in output
     assert ("greedy" in output) is bool(said)
-    assert kind.suppression == GraphSuppression(0.002, 0.4, 300, rule=graph)
+    assert kind.suppression == GraphSuppression(0.002, 0.4, 70, rule=graph)
+    assert (kind.score_threshold, kind.max_detections) == (0.003, 70)
 
 
+@needs_tensorflow
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -101,20 +113,3 @@ def test_what_cannot_be_used_is_refused_and_nothing_is_written(
     assert run(trained, *words) == 2
     assert complaint in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def letterbox_of_the_page():
-    (source,) = re.findall(r"^```python\n(.*?def letterbox.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    names = {}
-    exec(compile(source, str(PAGE), "exec"), names)
-    return names["letterbox"]
-
-
-@pytest.mark.parametrize("size", [(50, 31), (64, 96), (300, 417), (70, 500), (33, 97)])
-def test_the_letterbox_on_the_page_is_the_one_of_training(size):
-    image = cv2.resize(np.random.default_rng(5).integers(0, 256, (9, 8, 3), "uint8"), size[::-1])
-    found, undo = letterbox_of_the_page()(image, 64, 96)
-    expected = Letterbox.fit(size, (64, 96))
-    np.testing.assert_array_equal(found, expected.apply_image(image))
-    boxes = np.array([[3.0, 4.0, 50.0, 31.0], [40.0, 0.0, 96.0, 64.0]])
-    np.testing.assert_allclose(undo(boxes), expected.undo_boxes(boxes, clip=False), rtol=1e-5)

@@ -67,7 +67,7 @@ def test_objects_whose_boxes_score_too_low_are_lost_at_the_score(detector, tmp_p
     assert verdict(funnel) == (
         "1 of 3 objects are found at confidence 0.6. Most others are lost at one step, 2 objects (1 of class red). "
         "score: no pair reaches 0.6; the highest objectness × class is 0.497 (stride 32); boxes of a lower score find "
-        "1 of these at 0.3."
+        "1 more objects at 0.3."
     )
 
 
@@ -147,7 +147,7 @@ def test_an_object_that_only_a_lower_threshold_finds_is_lost_at_the_score():
     # Pairs enough pass every step at 0.6. Two of three objects that are not found there are found at 0.1.
     assert funnel.in_reach()[:, 0].tolist() == [4, 4, 2, 2, 2, 2, 2, 1]
     assert (funnel.worst_step(), funnel.worst_step(0)) == ("score", "true")
-    assert verdict(funnel).endswith("2 objects. score: boxes of a lower score find 2 of these at 0.1.")
+    assert verdict(funnel).endswith("2 objects. score: boxes of a lower score find 2 more objects at 0.1.")
 
 
 def test_a_score_that_rounding_lifted_to_the_threshold_is_counted_as_the_trace_does():

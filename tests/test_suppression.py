@@ -202,6 +202,12 @@ def test_every_rule_keeps_order_limit_and_classes_apart(rule, limit):
         np.testing.assert_allclose(without.boxes, together.boxes[same], atol=1e-3)
 
 
+@pytest.mark.parametrize("limit", [None, 5])
+def test_a_score_of_nothing_is_a_score(limit):
+    candidates, _ = sorted_candidates(boxes_of((0, 0, 10, 20), (50, 0, 60, 20)), [0.5, 0.0], [0, 0])
+    assert Suppression("nms")(candidates, limit).leads.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_nothing_and_boxes_without_area_break_no_rule(rule):
     empty = Candidates(boxes_of(), np.zeros(0, "float32"), np.zeros(0, "int32"), np.zeros(0, "int64"))

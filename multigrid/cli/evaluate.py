@@ -27,7 +27,7 @@ def add_verb(verbs) -> None:
     parser.add_argument("--split", choices=("val", "test"), default="val", help="labels to measure on (%(default)s)")
     augmentation = " ".join(TEST_TIME_AUGMENTATION)
     parser.add_argument("--tta", action="store_true", help=f"test-time augmentation: {augmentation}")
-    parser.add_argument("--output-dir", help="where the files go (evaluation/SPLIT)")
+    parser.add_argument("--output-dir", help="where the files go (evaluation/SPLIT, of --run in its folder)")
 
 
 def run_evaluate(options) -> int:
@@ -35,20 +35,25 @@ def run_evaluate(options) -> int:
     start = time.perf_counter()
     before = TEST_TIME_AUGMENTATION if options.tta else ()
     config = detector_config(options, before, labels=[options.split])
-    folder = pathlib.Path(options.output_dir or f"evaluation/{options.split}")
+    folder = pathlib.Path(options.output_dir or _default_folder(options))
     report.check_folder(folder, "--output-dir")
     start_backend()
+    from multigrid.evaluation.funnel import build_funnel
+    from multigrid.evaluation.funnel_words import verdict
     from multigrid.evaluation.html_report import write_report
 
     evaluation, samples = _evaluation(config, options.split)
     files = evaluation.save(folder)
-    page = write_report(folder, evaluation, samples, evaluation.class_names, _settings(config, options.split))
+    page = write_report(folder, evaluation, samples, evaluation.class_names, _settings(config, options))
+    said = verdict(build_funnel(evaluation.trace, evaluation.matches, evaluation.class_names))
     seconds = {**evaluation.seconds, "command": time.perf_counter() - start}
     show_metrics(f"{options.split}: {len(samples)} images", evaluation.metrics)
+    report.say(said)
     for line in summary(evaluation.full_metrics, seconds):
         report.say(line)
     report.say(f"written to {folder}: {page.name} with errors.json and funnel.json, {', '.join(files)}")
-    found = {"split": options.split, "folder": folder, "report": page, "files": files, "seconds": seconds}
+    found = {"split": options.split, "folder": folder, "report": page, "verdict": said, "files": files}
+    found["seconds"] = seconds
     emit(options, {**found, "metrics": evaluation.full_metrics})
     return OK
 
@@ -91,7 +96,14 @@ def _evaluation(config, split: str) -> tuple:
     return evaluate(predictor, samples, class_names, shown, predict_threshold=threshold, trace=True), samples
 
 
-def _settings(config, split: str) -> dict:
+def _default_folder(options) -> pathlib.Path:
+    """A run's evaluations are part of it: none takes the place of another run's."""
+    return pathlib.Path(options.run_dir or "", "evaluation", options.split)
+
+
+def _settings(config, options) -> dict:
     """What the figures depend on, for the page."""
-    chosen = {"split": split, "labels": getattr(config.data, split), "weights": config.weights}
+    run = options.run_dir and pathlib.Path(options.run_dir).resolve().name
+    chosen = {"run": run, "split": options.split, "labels": getattr(config.data, options.split)}
+    chosen["weights"] = config.weights
     return {**chosen, "input_size": config.model.input_size, **config.detection.model_dump()}

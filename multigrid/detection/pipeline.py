@@ -217,7 +217,7 @@ class DetectionPipeline:
 
     def _candidates(self, boxes, scores, size, trace: Trace | None) -> Candidates:
         cells, classes = passing(scores, self.score_threshold)
-        sees = _in_image(boxes, size)[cells]
+        sees = in_image(boxes, size)[cells]
         seen, seen_classes = cells[sees], classes[sees]
         candidates = best_candidates(boxes, scores, seen, seen_classes)
         if trace is not None:
@@ -261,8 +261,16 @@ def _opened(source, sizes) -> tuple:
     return str(source), size, read_image(source, at_least=tuple(int(side) for side in needed)), None
 
 
-def _in_image(boxes, size) -> np.ndarray:
-    """Whether a box [N, 4] is finite and more than a line of it lies in an image of this (height, width)."""
+def in_image(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which boxes are finite, and have more than a line of them in an image.
+
+    Args:
+        boxes: [N, 4] float corners in pixels of the image, not clipped.
+        size: (height, width) of the image in pixels.
+
+    Returns:
+        [N] bool.
+    """
     clipped = np.clip(boxes, 0, size[::-1] * 2)  # what is not a number stays so, and is not larger than anything
     return np.all(clipped[:, 2:] - clipped[:, :2] > LEAST_SIDE, axis=1) & np.all(np.isfinite(boxes), axis=1)
 

@@ -77,11 +77,11 @@ def nms(options: Suppression, candidates: Candidates, limit: int | None) -> Surv
         return _leads(candidates, _greedy_by_iou(options, candidates, None)[0])
     corners = _apart(candidates)
     sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-    scores = candidates.scores.astype("float32")
+    scores = np.maximum(candidates.scores.astype("float32"), 1e-30)  # OpenCV leaves out what scores its threshold, 0
     everything = len(scores)
     looked_at = min(2 * limit, everything)
     while True:
-        kept = cv2.dnn.NMSBoxes(sides[:looked_at], scores[:looked_at], -1.0, options.threshold)
+        kept = cv2.dnn.NMSBoxes(sides[:looked_at], scores[:looked_at], 0.0, options.threshold)
         if looked_at == everything or len(kept) >= limit:
             return _leads(candidates, np.sort(np.asarray(kept, "int64").reshape(-1))[:limit])
         looked_at = min(2 * looked_at, everything)

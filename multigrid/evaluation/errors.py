@@ -22,6 +22,7 @@ import numpy as np
 
 from multigrid.detection.records import RECORD
 from multigrid.evaluation.matching import Matches, average_precision
+from multigrid.evaluation.overlaps import by_image, reaches
 from multigrid.geometry.boxes import iou
 
 FALSE_POSITIVES = ("cls", "loc", "both", "dupe", "bkg")
@@ -71,7 +72,7 @@ def find_errors(matches: Matches, foreground: float = FOREGROUND, background: fl
     """
     kind = np.full(len(matches.score), "", dtype="U4")
     truth, overlap = np.full(len(kind), -1), np.zeros(len(kind))
-    detections, truths = _by_image(matches.image_id), _by_image(matches.truth_image_id)
+    detections, truths = by_image(matches.image_id), by_image(matches.truth_image_id)
     none = np.zeros(0, "int64")
     for image_id, rows in detections.items():
         rows = rows[~matches.true_positive[rows]]
@@ -156,13 +157,6 @@ def _counted(errors: Errors, class_names) -> dict:
     }
 
 
-def _by_image(image_ids: np.ndarray) -> dict:
-    """{image id: indices}."""
-    order = np.argsort(image_ids, kind="stable")
-    ids, starts = np.unique(image_ids[order], return_index=True)
-    return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=False))
-
-
 def _sort(matches: Matches, rows, columns, foreground: float, background: float) -> tuple:
     """Kinds [R], objects [R] and overlaps [R] of the false positives `rows` of one image with objects `columns`."""
     kinds, objects, shared = np.full(len(rows), "bkg", "U4"), np.full(len(rows), -1), np.zeros(len(rows))
@@ -177,11 +171,11 @@ def _sort(matches: Matches, rows, columns, foreground: float, background: float)
         ("both", overlap, background, np.inf),
         ("dupe", own, foreground, np.inf),
         ("cls", other, foreground, np.inf),
-        ("loc", own, background, foreground),
+        ("loc", own, background, foreground),  # of the foreground itself on it is a dupe
     )
     for kind, looked_at, least, most in tests:
         best, value = looked_at.argmax(axis=1), looked_at.max(axis=1)
-        suits = (value >= least) & (value <= most)
+        suits = reaches(value, least) & ~reaches(value, most)
         kinds[suits], objects[suits], shared[suits] = kind, columns[best[suits]], value[suits]
     return kinds, objects, shared
 

@@ -89,7 +89,7 @@ def coco_metrics(ground_truth: dict, results, class_names=None) -> dict:
         raise InputError(f"ground truth: expected the classes {list(class_names)}, received {names}")
     records, truths = records_of(results), truths_of(ground_truth)
     _check_results(ground_truth, records)
-    with _without_collector():
+    with without_collector():
         evaluation = _evaluate(ground_truth, records, categories)
     metrics = {name: _figure(value) for name, value in zip(SUMMARY, evaluation.stats, strict=True)}
     metrics |= {
@@ -131,21 +131,33 @@ def _groups(categories: list[dict], records: np.ndarray) -> list[list[dict]]:
 
 def _evaluate_classes(ground_truth: dict, records: np.ndarray, categories: list[dict]) -> COCOeval_faster:
     ids = {category["id"] for category in categories}
-    # The library writes new keys into the entries that it is given, so it gets copies. An outline, which it would make
-    # of each box, is nothing that boxes need.
     annotations = [entry for entry in ground_truth["annotations"] if entry["category_id"] in ids]
     truth = {**ground_truth, "categories": categories, "annotations": annotations}
-    truth = COCO(copy.deepcopy(truth), print_function=logger.debug)
-    mine = records[np.isin(records["category_id"], list(ids))]
-    found = truth.loadRes([result | {"segmentation": None} for result in as_results(mine)])
+    return run_coco(truth, records[np.isin(records["category_id"], list(ids))])
+
+
+def run_coco(ground_truth: dict, records: np.ndarray, **params) -> COCOeval_faster:
+    """The library's evaluation, accumulated.
+
+    Args:
+        ground_truth: COCO dictionary; stays as it is.
+        records: [N] of `records.RECORD`; result number n of the library, from 1, is record n - 1.
+        params: over COCO's own, by the library's names: iouThrs, areaRng, areaRngLbl, maxDets.
+    """
+    # The library writes new keys into the entries that it is given, so it gets copies. An outline, which it would make
+    # of each box, is nothing that boxes need.
+    truth = COCO(copy.deepcopy(ground_truth), print_function=logger.debug)
+    found = truth.loadRes([result | {"segmentation": None} for result in as_results(records)])
     evaluation = COCOeval_faster(truth, found, "bbox", print_function=logger.debug)
+    for name, value in params.items():
+        setattr(evaluation.params, name, value)
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation
 
 
 @contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
+def without_collector() -> Iterator[None]:
     """Keeps Python from looking for garbage.
 
     A hundred thousand new dictionaries make it walk through everything that TensorFlow holds, which takes longer than

@@ -102,9 +102,9 @@ def _loss(funnel: Funnel, row: int, step: str) -> str:
     label = int(lost.argmax())
     before, after = funnel.counts[row, index - 1 : index + 1, :, label].sum(axis=1).tolist()
     score = _highest(funnel, row, "pair", after, "objectness × class", [rows[label] for rows in funnel.scores])
-    low = int(funnel.scored_too_low(row)[label])
+    low = int(funnel.scored_too_low(row).sum())
     if low:  # the highest score is news only where none reaches the threshold
-        found_lower = f"boxes of a lower score find {low} of these at {min(funnel.thresholds):g}"
+        found_lower = f"boxes of a lower score find {low} more objects at {min(funnel.thresholds):g}"
         score = found_lower if after else f"{score}; {found_lower}"
     happens = {
         "objectness": _highest(funnel, row, "cell", after, "objectness", funnel.objectness),

@@ -123,10 +123,11 @@ def settings(values: Iterable[tuple]) -> str:
     return "<dl>" + "\n".join(f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in values) + "</dl>"
 
 
-def picture(source: str, caption: str) -> str:
-    """A picture, given as a data URI, with a caption."""
+def picture(source: str, caption: str, place: str = "") -> str:
+    """A picture, given as a data URI, with a caption and, in small letters, where it is from."""
     said = text(caption)
-    return f'<figure><img src="{source}" alt="{said}"><figcaption>{said}</figcaption></figure>'
+    small = f"<br><small>{text(place)}</small>" if place else ""
+    return f'<figure><img src="{source}" alt="{said}"><figcaption>{said}{small}</figcaption></figure>'
 
 
 def png_uri(data: bytes) -> str:

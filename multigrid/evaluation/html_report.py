@@ -12,7 +12,7 @@ from multigrid.evaluation import html_parts as parts
 from multigrid.evaluation.errors import KINDS, MEANINGS, error_values, find_errors
 from multigrid.evaluation.funnel import FUNNEL_STEPS, Funnel, build_funnel
 from multigrid.evaluation.funnel_words import MEANINGS as STEP_MEANINGS
-from multigrid.evaluation.funnel_words import funnel_values
+from multigrid.evaluation.funnel_words import funnel_values, verdict
 from multigrid.evaluation.sheets import worst_examples, write_sheets
 from multigrid.report import replacing, write_json
 
@@ -61,13 +61,20 @@ def write_report(
         write_json(folder / "funnel.json", funnel_values(funnel))
     errors, threshold = find_errors(evaluation.matches), evaluation.predict_threshold
     costs = error_values(errors, evaluation.ground_truth, class_names, threshold)
-    write_json(folder / "errors.json", costs)
     examples = worst_examples(errors, threshold, samples, class_names)
+    shown = {kind: [_where(one) for one in own] for kind, own in examples.items()}
+    write_json(folder / "errors.json", {**costs, "examples": shown})
+    for kind in KINDS:  # an earlier evaluation may have left some that there are none of now
+        (folder / f"errors_{kind}.jpg").unlink(missing_ok=True)
     write_sheets(folder, examples)
     path = folder / "report.html"
     with replacing(path) as temporary:
         temporary.write_text(report_page(folder, evaluation, funnel, costs, examples, settings or {}), "utf-8")
     return path
+
+
+def _where(example) -> dict:
+    return {"image": example.path, "box_xyxy": example.box, "caption": example.caption}
 
 
 def report_page(
@@ -84,19 +91,25 @@ def report_page(
         settings: by name.
     """
     metrics = evaluation.full_metrics
-    sections = [_headline(metrics, funnel, costs)]
+    sections = [_headline(_title(settings), metrics, funnel, costs)]
     if funnel is not None:
         sections += [_funnel(funnel), _confidences(funnel)]
     sections += [_classes(metrics), _plots(folder), _errors(costs, examples), _settings(evaluation, settings)]
-    return parts.page("Evaluation", filter(None, sections))
+    return parts.page(_title(settings), filter(None, sections))
 
 
-def _headline(metrics: dict, funnel: Funnel | None, costs: dict) -> str:
-    values = [] if funnel is None else [parts.paragraph(funnel_values(funnel)["verdict"], "verdict")]
+def _title(settings: Mapping) -> str:
+    """What was evaluated, as far as the settings say."""
+    said = [str(settings[name]) for name in ("run", "split") if settings.get(name)]
+    return ": ".join(["Evaluation", ", ".join(said)]) if said else "Evaluation"
+
+
+def _headline(title: str, metrics: dict, funnel: Funnel | None, costs: dict) -> str:
+    values = [] if funnel is None else [parts.paragraph(verdict(funnel), "verdict")]
     values.append(parts.paragraph(_costliest(costs), "verdict"))
     counts = f"{metrics['images']} images, {metrics['objects']} objects, {len(metrics['per_class'])} classes"
     shown = [(name, metrics.get(key)) for name, key in HEADLINES]
-    return "\n".join(["<h1>Evaluation</h1>", parts.paragraph(counts, "faint"), parts.tiles(shown), *values])
+    return "\n".join([f"<h1>{parts.text(title)}</h1>", parts.paragraph(counts, "faint"), parts.tiles(shown), *values])
 
 
 def _costliest(costs: dict) -> str:
@@ -219,7 +232,7 @@ def _errors(costs: dict, examples: dict) -> str:
 def _sheet(kind: str, examples: Sequence, number: int, threshold: float) -> str:
     order = "The largest" if kind == "missed" else "Those of highest confidence"
     lower = "" if number else f", for none reaches {threshold:g}"
-    pictures = "".join(parts.picture(parts.jpeg_uri(one.picture), one.caption) for one in examples)
+    pictures = "".join(parts.picture(parts.jpeg_uri(one.picture), one.caption, one.place) for one in examples)
     title = f"<h3>{parts.text(kind)}: {parts.text(MEANINGS[kind])}</h3>"
     said = parts.paragraph(f"{order}{lower}. Solid: detected; dashed: labelled.", "faint")
     return f'{title}{said}<div class="pictures">{pictures}</div>'
@@ -229,6 +242,7 @@ def _settings(evaluation: Evaluation, settings: Mapping) -> str:
     known = {"predict_threshold": evaluation.predict_threshold, **settings}
     if evaluation.trace is not None:
         known = {"score_threshold": min(evaluation.trace.thresholds), **known}
+    known = {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
     rows = [(name, f"{value:g}" if isinstance(value, float) else value) for name, value in known.items()]
     rows += [(f"seconds, {name}", f"{value:.1f}") for name, value in evaluation.seconds.items()]
     return parts.section("Settings", parts.settings(rows))

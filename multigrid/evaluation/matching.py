@@ -6,16 +6,12 @@ category id less one, and a detection is true or false at one IoU threshold.
 
 from __future__ import annotations
 
-import copy
-import logging
 from dataclasses import dataclass, replace
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 
-from multigrid.detection.records import as_results, corners_of, records_of
-
-logger = logging.getLogger(__name__)
+from multigrid.detection.records import corners_of, records_of
+from multigrid.evaluation.evaluator import run_coco, without_collector
 
 MAX_DETECTIONS = 100  # of an image and class; COCO's largest
 
@@ -111,17 +107,9 @@ def average_precision(
 
 
 def _evaluate(ground_truth: dict, found: np.ndarray, iou_threshold: float, max_detections: int = MAX_DETECTIONS):
-    # The library writes into the entries that it is given, so it gets copies; an outline, which it would make of each
-    # box, is nothing that boxes need.
-    truth = COCO(copy.deepcopy(ground_truth), print_function=logger.debug)
-    results = truth.loadRes([{**result, "segmentation": None} for result in as_results(found)])
-    evaluation = COCOeval_faster(truth, results, "bbox", print_function=logger.debug)
-    evaluation.params.iouThrs = np.array([iou_threshold])
-    evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-    evaluation.params.maxDets = [max_detections]
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation
+    params = {"iouThrs": np.array([iou_threshold]), "maxDets": [max_detections]}
+    with without_collector():
+        return run_coco(ground_truth, found, areaRng=[[0, 1e10]], areaRngLbl=["all"], **params)
 
 
 def _ranks(found: np.ndarray) -> np.ndarray:

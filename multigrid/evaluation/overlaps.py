@@ -25,9 +25,18 @@ def image_overlaps(
     """
     wider = np.array([0, 0, 1, 1]) * inclusive
     truth_boxes, boxes = corners_of(truths) + wider, corners_of(found) + wider
-    for image_id in np.intersect1d(truths["image_id"], found["image_id"]):
-        rows, columns = (np.flatnonzero(records["image_id"] == image_id) for records in (truths, found))
-        yield rows, columns, iou(truth_boxes[rows, None], boxes[None, columns])
+    columns_of = by_image(found["image_id"])
+    for image_id, rows in by_image(truths["image_id"]).items():
+        columns = columns_of.get(image_id)
+        if columns is not None:
+            yield rows, columns, iou(truth_boxes[rows, None], boxes[None, columns])
+
+
+def by_image(image_ids: np.ndarray) -> dict[int, np.ndarray]:
+    """{image id: indices, rising}, of the ids [N] of N detections or objects."""
+    order = np.argsort(image_ids, kind="stable")
+    ids, starts = np.unique(image_ids[order], return_index=True)
+    return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=False))
 
 
 def reaches(overlaps, threshold: float) -> np.ndarray:

@@ -21,8 +21,14 @@ WIDTH, HEIGHT, DPI = 6.0, 4.5, 150  # inches, and dots an inch
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#5F4B8B")
 ALL_COLOUR, FAINT_COLOUR, MARK_COLOUR = "black", "#9AA5AD", "#D55E00"
 NUMBERED = 12  # classes up to which a confusion matrix shows its counts
+NAMED = 100  # classes up to which a picture has room for their names
+LONGEST_NAME = 40  # letters of a name that are shown
+HIGHEST = 24.0  # inches, 3600 dots
 POINTS = 1000  # of a curve; no picture shows more
-LOOK = {"font.size": 11, "axes.titlesize": 12, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
+LOOK = {
+    "font.size": 11, "axes.titlesize": 12, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True,
+    "text.parse_math": False,  # a class may be called "5$"
+}  # fmt: skip
 
 
 def draw_plots(
@@ -66,8 +72,9 @@ def draw_precision_recall(path, names: Sequence[str], pooled: Curve, each: Seque
     """
     with _picture(path) as figure:
         axes = figure.subplots()
-        for name, curve, style in _styled(names, each):
-            _draw_envelope(axes, curve, label=_labelled(name, metrics["per_class"][name]["AP50"]), **style)
+        precisions = [metrics["per_class"][name]["AP50"] for name in names]
+        for (name, curve, style), precision in zip(_styled(names, each), precisions, strict=True):
+            _draw_envelope(axes, curve, label=_labelled(name, precision), **style)
         _draw_envelope(axes, pooled, label="all in one list", color=ALL_COLOUR, linewidth=2)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
         axes.set_title(_labelled("precision and recall at IoU 0.5: mAP50", metrics["mAP50"]))
@@ -101,11 +108,12 @@ def draw_confusion(path, confusion: dict) -> None:
     """
     counts, labels = np.array(confusion["counts"]), confusion["labels"]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(WIDTH, 0.17 * len(labels) + 2.0)
+    side = min(max(WIDTH, 0.17 * len(labels) + 2.0), HIGHEST)
     few = len(labels) <= NUMBERED + 1
     with _picture(path, side, side * 0.95) as figure:
         axes = figure.subplots()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        labels = _short(labels)
         places, size = np.arange(len(labels)), 10 if few else 7.5
         axes.set_xticks(places, labels, rotation=45 if few else 90, ha="right" if few else "center", fontsize=size)
         axes.set_yticks(places, labels, fontsize=size)
@@ -129,13 +137,13 @@ def draw_average_precisions(path, metrics: dict) -> None:
     values = [(place, figures[name]) for place, name in enumerate(order)]
     known = [(place, one["AP"], one["AP50"]) for place, one in values if one["AP"] is not None]
     places, bars, dots = np.array(known, float).reshape(-1, 3).T
-    with _picture(path, height=max(3.0, 0.24 * len(order) + 1.6)) as figure:
+    with _picture(path, height=min(max(3.0, 0.24 * len(order) + 1.6), HIGHEST)) as figure:
         axes = figure.subplots()
         axes.barh(places, bars, color=COLOURS[0], label="AP (IoU 0.5 to 0.95)")
         axes.plot(dots, places, "o", color=COLOURS[1], markeredgecolor="black", markersize=5, label="AP50")
-        for place, one in values:
+        for place, one in values if len(order) <= NAMED else ():
             axes.text(1.03, place, "no objects" if one["AP"] is None else f"{one['AP']:.2f}", va="center", fontsize=9)
-        axes.set_yticks(np.arange(len(order)), order, fontsize=10 if len(order) <= 30 else 8.5)
+        axes.set_yticks(np.arange(len(order)), _short(order), fontsize=10 if len(order) <= 30 else 8.5)
         axes.set(xlim=(0, 1.25), ylim=(-0.7, len(order) - 0.3), xticks=np.linspace(0, 1, 6))
         axes.grid(False, axis="y")
         axes.set_title(_labelled("average precision: mAP", metrics["mAP"]))
@@ -200,7 +208,8 @@ def _styled(names, curves) -> Iterator[tuple[str, Curve, dict]]:
     """(name, curve, how to draw it) of each class."""
     for index, (name, curve) in enumerate(zip(names, curves, strict=True)):
         if len(names) <= len(COLOURS):
-            yield name, curve, {"color": COLOURS[index], "linestyle": ("-", "--")[index % 2], "linewidth": 1.4}
+            style = {"color": COLOURS[index], "linestyle": ("-", "--")[index % 2], "linewidth": 1.4}
+            yield name, curve, style
         else:
             yield name, curve, {"color": FAINT_COLOUR, "linewidth": 0.7, "alpha": 0.7}
 
@@ -213,7 +222,13 @@ def _draw_envelope(axes, curve: Curve, **style) -> None:
     axes.plot([0, *recall], [precision[0], *precision], drawstyle="steps-pre", **style)
 
 
+def _short(names: Sequence[str]) -> list[str]:
+    """Names as a picture has room for them: cut, or none where there are too many."""
+    return [name[:LONGEST_NAME] if len(names) <= NAMED + 1 else "" for name in names]
+
+
 def _labelled(text: str, figure: float | None) -> str:
+    text = text[:LONGEST_NAME]
     return text if figure is None else f"{text} {figure:.3f}"
 
 

@@ -32,7 +32,13 @@ class Example:
 
     caption: str
     path: str  # of the whole image
+    box: tuple  # corners (x1, y1, x2, y2) in its pixels: of the detection, or of the object that was missed
     picture: np.ndarray  # uint8 RGB [height, width, 3], sides of at most TILE pixels
+
+    @property
+    def place(self) -> str:
+        """The image's name and the box, for who wants to look it up."""
+        return f"{os.path.basename(self.path)}: {', '.join(f'{side:.0f}' for side in self.box)}"
 
 
 def worst_examples(
@@ -90,7 +96,7 @@ def _false_positive(errors: Errors, index: int, paths: dict, class_names) -> Exa
         caption += f", IoU {_figure(errors.iou[index])} with {class_names[matches.truth_class[truth]]}"
         labelled = matches.truth_boxes[[truth]]
     path = paths[int(matches.image_id[index])]
-    return Example(caption, path, _cut_out(path, matches.boxes[[index]], labelled))
+    return _example(caption, path, matches.boxes[index], matches.boxes[[index]], labelled)
 
 
 def _missed(matches: Matches, index: int, paths: dict, class_names) -> Example:
@@ -99,7 +105,11 @@ def _missed(matches: Matches, index: int, paths: dict, class_names) -> Example:
     found = f"found at {_figure(matches.score[lower])}" if lower >= 0 else "never found"
     caption = f"{class_names[matches.truth_class[index]]}, {x2 - x1:.0f} x {y2 - y1:.0f} px, {found}"
     path = paths[int(matches.truth_image_id[index])]
-    return Example(caption, path, _cut_out(path, np.zeros((0, 4)), matches.truth_boxes[[index]]))
+    return _example(caption, path, matches.truth_boxes[index], np.zeros((0, 4)), matches.truth_boxes[[index]])
+
+
+def _example(caption: str, path: str, box, detected, labelled) -> Example:
+    return Example(caption, path, tuple(np.round(box, 1).tolist()), _cut_out(path, detected, labelled))
 
 
 def _figure(value: float) -> str:

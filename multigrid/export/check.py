@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from multigrid.geometry.boxes import iou
+
 LEAST_SCORE = 0.01  # below it a cell says nothing
 LEAST_ROWS = 100  # of an image that are compared even so: those of highest score
 SAME_BOX = 0.75  # IoU; two boxes that a threshold of at most 0.5 keeps apart cannot both be as near to a third
@@ -133,7 +135,7 @@ def _same_cells(reference, found) -> tuple:
 def _paired_detections(reference, found) -> tuple:
     """The same of detections, each beside the one of its class that it overlaps most; those without one are lost."""
     rows = np.flatnonzero((reference[2] >= 0) & _worth_comparing(reference[1]))
-    shared = _iou(reference[0][rows, None], found[0][None])
+    shared = iou(reference[0][rows, None], found[0][None])
     shared = np.where(reference[2][rows, None] == found[2][None], shared, 0.0)
     partner = shared.argmax(axis=1)
     lost = shared.max(axis=1, initial=0.0) < SAME_BOX
@@ -144,10 +146,3 @@ def _paired_detections(reference, found) -> tuple:
     extra[partner[~lost]] = False
     alone = extra.sum()
     return np.append(box, np.zeros(alone)), np.append(score, np.zeros(alone)), np.append(lost, np.ones(alone, bool))
-
-
-def _iou(first, second):
-    low, high = np.maximum(first[..., :2], second[..., :2]), np.minimum(first[..., 2:], second[..., 2:])
-    shared = np.prod(np.clip(high - low, 0.0, None), axis=-1)
-    areas = [np.prod(np.clip(boxes[..., 2:] - boxes[..., :2], 0.0, None), axis=-1) for boxes in (first, second)]
-    return shared / np.maximum(areas[0] + areas[1] - shared, 1e-9)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from multigrid import report
+from multigrid.config import DetectionConfig
 from multigrid.detection.suppression import Suppression
 from multigrid.errors import InputError
 from multigrid.export.check import CheckError, Differences, compare, tolerance_of
@@ -29,7 +30,7 @@ from multigrid.export.runtimes import SAVED_MODEL_FILE, KerasRuntime, load
 from multigrid.export.scoring import ArtefactPipeline, mean_average_precision
 
 ROUNDS = 24  # for int8 LiteRT, whose calibration crashes on loops; eight did for every image of a blood cell data set
-LEAST_SCORE = 0.001  # of detections whose mAP is measured
+DEFAULTS = DetectionConfig()
 
 logger = logging.getLogger(__name__)
 
@@ -46,17 +47,19 @@ class ExportOptions:
         quantize: "float16", "int8" or None.
         batch_size: images of a run; None leaves it open, where the format can.
         afterwards: what is done to cells outside the graph when mAP is measured.
+        score_threshold: least score of a detection, likewise.
         max_detections: of an image, likewise.
     """
 
     format: str
     input_size: tuple[int, int]
     suppression: GraphSuppression | None = None
-    rescore: bool = False
+    rescore: bool = DEFAULTS.rescore
     quantize: str | None = None
     batch_size: int | None = None
     afterwards: Suppression = dataclasses.field(default_factory=Suppression)
-    max_detections: int = 300
+    score_threshold: float = DEFAULTS.score_threshold
+    max_detections: int = DEFAULTS.max_detections
 
     def __post_init__(self):
         if self.suppression is not None and (self.format, self.quantize) == ("litert", "int8"):
@@ -119,27 +122,32 @@ def export(
     check_can_write(options.format, options.quantize)
     if options.quantize == "int8" and calibration is None:
         raise ValueError("calibration: expected images for int8, received None")
-    start = time.perf_counter()
-    model = exported_graph(detector, options.input_size, options.suppression, rescore=options.rescore)
-    plain = exported_graph(detector, options.input_size, options.suppression, rescore=options.rescore, folded=False)
     with _placing(path) as temporary:
-        write_artefact(
-            model, temporary, options.format, strides=detector.strides,
-            batch_size=options.batch_size, quantize=options.quantize, calibration=calibration,
-        )  # fmt: skip
-        tell(f"converted to {options.format} in {time.perf_counter() - start:.1f} s")
-        with quietly():
-            runtimes = {"keras": KerasRuntime(plain), options.format: load(temporary)}
-        differences = _checked(runtimes, options, images, tell)
-        scores = _scores(runtimes, options, class_names, samples, tell) if options.quantize else None
-        record = _record(path, temporary, detector, class_names, options, differences)
-        record["batch"] = runtimes[options.format].batch
-        record["mAP"] = scores
-        if options.quantize == "int8":
-            record["quantization"]["calibration_images"] = len(calibration)
-        del runtimes
+        _make(detector, temporary, options, calibration, tell)
+        found = _prove(detector, temporary, class_names, options, images, samples, tell)
+        record = _record(temporary, detector, class_names, options, calibration) | found
         report.write_json(temporary.with_name(f"{path.name}.json"), record)
     return json.loads(report.json_text(record))
+
+
+def _make(detector, path: pathlib.Path, options: ExportOptions, calibration, tell) -> None:
+    start = time.perf_counter()
+    model = exported_graph(detector, options.input_size, options.suppression, rescore=options.rescore)
+    write_artefact(
+        model, path, options.format, strides=detector.strides,
+        batch_size=options.batch_size, quantize=options.quantize, calibration=calibration,
+    )  # fmt: skip
+    tell(f"converted to {options.format} in {time.perf_counter() - start:.1f} s")
+
+
+def _prove(detector, path: pathlib.Path, class_names, options: ExportOptions, images, samples, tell) -> dict:
+    """What the artefact is like beside the Keras model, for its record; it is closed again."""
+    plain = exported_graph(detector, options.input_size, options.suppression, rescore=options.rescore, folded=False)
+    with quietly():
+        runtimes = {"keras": KerasRuntime(plain), options.format: load(path)}
+    differences = _checked(runtimes, options, images, tell)
+    scores = _scores(runtimes, options, class_names, samples, tell) if options.quantize else None
+    return {"check": differences, "batch": runtimes[options.format].batch, "mAP": scores}
 
 
 @contextlib.contextmanager
@@ -181,7 +189,11 @@ def _scores(runtimes: dict, options: ExportOptions, class_names, samples, tell) 
     for name, runtime in runtimes.items():
         after = options.afterwards if options.suppression is None else None
         pipeline = ArtefactPipeline(
-            runtime, class_names, after, score_threshold=LEAST_SCORE, max_detections=options.max_detections
+            runtime,
+            class_names,
+            after,
+            score_threshold=options.score_threshold,
+            max_detections=options.max_detections,
         )
         found[name] = mean_average_precision(pipeline, samples, class_names)
     before, after = (figures["mAP"] for figures in found.values())
@@ -194,16 +206,20 @@ def _scores(runtimes: dict, options: ExportOptions, class_names, samples, tell) 
     return {"images": len(samples), **found, "lost": lost}
 
 
-def _record(path, temporary, detector, class_names, options: ExportOptions, differences: Differences) -> dict:
+def _record(path: pathlib.Path, detector, class_names, options: ExportOptions, calibration) -> dict:
+    """What an artefact is and how it is used."""
     height, width = options.input_size
     rows = "detections, highest score first, then zeros of class -1" if options.suppression else "cells"
     versions = {
         name: _version(name) for name in ("multigrid-detector", "keras", "tensorflow", *LIBRARIES[options.format])
     }
+    quantization = {"type": options.quantize} if options.quantize else None
+    if options.quantize == "int8":
+        quantization["calibration_images"] = len(calibration)
     return {
         "format": options.format,
         "file": path.name,
-        "bytes": _size(temporary),
+        "bytes": _size(path),
         "input": {
             "name": INPUT,
             "dtype": "uint8",
@@ -220,8 +236,7 @@ def _record(path, temporary, detector, class_names, options: ExportOptions, diff
         "anchors": detector.anchors,
         "rescore": options.rescore,
         "suppression": options.suppression,
-        "quantization": options.quantize and {"type": options.quantize},
-        "check": differences,
+        "quantization": quantization,
         "versions": versions,
     }
 

@@ -37,10 +37,10 @@ class Runtime:
         """The outputs of a batch of images, see the module.
 
         Raises:
-            ValueError: images of another type or shape.
+            ValueError: images of another type or shape, or none.
         """
-        if images.dtype != np.uint8 or images.shape[1:] != (*self.input_size, 3):
-            expected = f"uint8 [B, {self.input_size[0]}, {self.input_size[1]}, 3]"
+        if images.dtype != np.uint8 or images.shape[1:] != (*self.input_size, 3) or not len(images):
+            expected = f"uint8 [B, {self.input_size[0]}, {self.input_size[1]}, 3] with at least one image"
             raise ValueError(f"images: expected {expected}, received {images.dtype} {list(images.shape)}")
         step = self.batch or len(images)
         parts = [self._run(_filled(images[first : first + step], step)) for first in range(0, len(images), step)]
@@ -83,12 +83,18 @@ class SavedModelRuntime(Runtime):
 
 
 class OnnxRuntime(Runtime):
-    """An ONNX file, run by ONNX Runtime on the processor."""
+    """An ONNX file, run by ONNX Runtime on the processor.
+
+    Its threads wait asleep: left to themselves they spin, which takes the cores from whoever else computes.
+    """
 
     format = "onnx"
 
     def __init__(self, path):
-        self._session = library("onnxruntime").InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+        onnxruntime = library("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
         (image,) = self._session.get_inputs()
         shape = [side if isinstance(side, int) else None for side in image.shape]
         self.batch, self.input_size = _batch_and_size(shape)

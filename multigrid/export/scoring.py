@@ -9,6 +9,7 @@ import numpy as np
 
 from multigrid.detection.candidates import Candidates, best_candidates
 from multigrid.detection.detections import Detections
+from multigrid.detection.pipeline import in_image
 from multigrid.detection.suppression import Suppression
 from multigrid.evaluation.run import evaluate
 from multigrid.export.pictures import letterboxed
@@ -62,19 +63,20 @@ class ArtefactPipeline:
                 yield self._detections({name: values[row] for name, values in outputs.items()}, path, letterbox)
 
     def _detections(self, found: dict, path: str, letterbox) -> Detections:
-        boxes = letterbox.undo_boxes(found["boxes"], clip=True)
-        solid = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)  # a box wholly in the border clips to nothing
-        rows = np.flatnonzero(solid & (found["scores"] >= self.score_threshold) & (found["classes"] >= 0))
+        boxes, size = letterbox.undo_boxes(found["boxes"], clip=False), letterbox.source_size
+        says = (found["scores"] >= self.score_threshold) & (found["classes"] >= 0)
+        rows = np.flatnonzero(says & in_image(boxes, size))
         kept = best_candidates(boxes, found["scores"][:, None], rows, np.zeros_like(rows))
         kept = kept._replace(classes=found["classes"][kept.cells])
         boxes, scores, classes = self._suppressed(kept)
-        return Detections(boxes, scores, classes, self.class_names, letterbox.source_size, str(path))
+        boxes = np.clip(boxes, 0, size[::-1] * 2).astype("float32")
+        return Detections(boxes, scores, classes, self.class_names, size, str(path))
 
     def _suppressed(self, candidates: Candidates) -> tuple:
         if self.suppression is None:
             return candidates.boxes, candidates.scores, candidates.classes
         left = self.suppression(candidates, self.max_detections, self.score_threshold)
-        return left.boxes.astype("float32"), left.scores, candidates.classes[left.leads]
+        return left.boxes, left.scores, candidates.classes[left.leads]
 
 
 def mean_average_precision(pipeline: ArtefactPipeline, samples: Sequence, class_names: Sequence[str]) -> dict:
