@@ -13,11 +13,11 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from multigrid.data.generator import MultiGridDataGenerator
 from multigrid.data.samples import Sample
-from multigrid.detection.predictor import Predictor
 from multigrid.errors import InputError
 from multigrid.losses.multigrid_loss import MultiGridLoss
 from multigrid.models.blocks import block_of, blocks_of
 from multigrid.models.detector import MultiGridDetector
+from multigrid.prediction.predictor import Predictor
 from multigrid.training import snapshots
 from multigrid.training.callback_list import build_callbacks, check_callbacks
 from multigrid.training.callbacks import OptimizerFigures
