@@ -155,6 +155,8 @@ def test_a_turned_photograph_has_its_boxes_as_it_is_seen(client, watched, tmp_pa
         ({**form(GOOD), "params": {"threshold": "1.5"}}, 422, "threshold"),
         ({**form(GOOD), "params": {"threshold": "nan"}}, 422, "threshold"),
         ({**form(GOOD), "params": {"format": "gif"}}, 422, "format"),
+        ({**form(GOOD), "params": {"treshold": "0.9"}}, 422, "expected threshold or format, received treshold"),
+        ({**form(GOOD), "params": {"treshold": "0.9", "format": "gif"}}, 422, "received gif; query: expected"),
     ],
 )
 def test_what_cannot_be_answered_has_a_code_and_a_reason(client, request_, code, words):
@@ -439,8 +441,12 @@ def test_a_port_that_is_taken_and_a_host_of_others_are_named():
 
 def test_a_library_that_is_missing_is_named_with_what_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(InputError, match=r"library uvicorn.*pip install 'multigrid-detector\[serve\]'"):
+    command = "pip install -e '.[serve]'"
+    with pytest.raises(InputError, match=rf"library uvicorn.*{re.escape(command)}"):
         check_libraries()
+    for document in ("docs/serving.md", "README.md"):
+        text = (CHECKOUT / document).read_text("utf-8")
+        assert "pip install -e '.[serve" in text and "pip install 'multigrid" not in text
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The page, as a person uses it, in a Chromium."""
 
 import io
+import itertools
 import re
 
 import numpy as np
@@ -106,10 +107,52 @@ def test_images_can_be_dropped_and_pasted(page):
 
 def test_what_is_wrong_with_a_file_is_said_and_the_others_are_shown(page):
     page.set_input_files("#files", [upload("torn.png", picture()[:-60]), upload(), upload("big.png", b"x" * 60_000)])
-    page.get_by_text("Not done (422): image: expected an image, received a damaged").wait_for()
-    page.get_by_text("The file has 60000 bytes; the server takes 50000.").wait_for()
+    page.get_by_text("This file could not be read as an image: a damaged").wait_for()
+    page.get_by_text("This file is too large: 60,000 bytes, and the server takes 50,000.").wait_for()
     page.get_by_text("6 detections").wait_for()
     assert page.get_by_role("alert").count() == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "detail", "said"),
+    [
+        (408, "expected the whole image within 60 s, received a part", "The image took too long to arrive."),
+        (413, "expected an image of at most 300000 pixels, received 9 × 9", "the server takes at most 300,000 pixels."),
+        (413, "image: expected an image, received a decompression bomb", "This image is too large."),
+        (422, "image: expected an image, received an empty file", "could not be read as an image: an empty file."),
+        (500, "the server failed: MemoryError", "could not answer (code 500): the server failed: MemoryError"),
+    ],
+)
+def test_a_visitor_is_told_in_plain_words(page, code, detail, said):
+    page.route("**/predict", lambda route: route.fulfill(status=code, json={"detail": detail}))
+    page.set_input_files("#files", [upload()])
+    words = page.get_by_role("alert").inner_text()
+    assert said in words and "expected" not in words
+
+
+def test_files_keep_the_order_they_were_chosen_in_and_later_ones_stand_above(page):
+    for names in (["b.png", "a.png", "c.png"], ["e.png", "d.png"]):
+        page.set_input_files("#files", [upload(name) for name in names])
+    assert page.locator("h2").all_inner_texts() == ["e.png", "d.png", "b.png", "a.png", "c.png"]
+    page.get_by_text("6 detections").nth(4).wait_for()
+
+
+def test_labels_cover_neither_each_other_nor_are_crossed_by_boxes(page):
+    page.evaluate(
+        "window.drawn = []; const prototype = CanvasRenderingContext2D.prototype;"
+        "for (const name of ['strokeRect', 'fillRect']) { const draw = prototype[name]; prototype[name] ="
+        "function (...sides) { drawn.push([name, ...sides]); return draw.apply(this, sides); }; } null"
+    )
+    page.set_input_files("#files", [upload()])
+    page.get_by_text("6 detections").wait_for()
+    drawn = page.evaluate("drawn")
+    assert [name for name, *_ in drawn] == ["strokeRect"] * 6 + ["fillRect"] * 6
+    # A label is wider than the 160 pixels of the canvas from one box to the next: above its box it would cover another.
+    strips = [sides for name, *sides in drawn if name == "fillRect"]
+    assert min(width for _, _, width, _ in strips) > 160
+    for (x1, y1, width1, height1), (x2, y2, width2, height2) in itertools.combinations(strips, 2):
+        assert x1 + width1 <= x2 or x2 + width2 <= x1 or y1 + height1 <= y2 or y2 + height2 <= y1
+    assert all(0 <= x <= 480 - width and 0 <= y <= 320 - height for x, y, width, height in strips)
 
 
 def test_an_image_that_the_browser_cannot_show_is_listed_all_the_same(page):

@@ -15,7 +15,7 @@ from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
 from multigrid.data.images import read_image
@@ -50,9 +50,18 @@ ERRORS = {
     408: "the image took too long to arrive",
     413: "too many bytes or pixels",
     415: "no type of an image",
-    422: "no image, a damaged one, or a wrong threshold",
+    422: "no image, a damaged one, or a query that is wrong or not known",
     503: "the queue is full, or the network is being compiled; Retry-After says when to come back",
 }
+
+
+class Options(BaseModel):
+    """What a request asks for in its query; a word that is misspelled is refused and not passed over."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    threshold: float = Field(0.0, ge=0, le=1, allow_inf_nan=False, description="least score")
+    format: Literal["json", "image"] = Field("json", description="`image`: a JPEG with its boxes")
 
 
 class ImageSize(BaseModel):
@@ -175,29 +184,24 @@ class Service:
         """Counters for Prometheus."""
         return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    async def predict(
-        self,
-        request: Request,
-        threshold: Annotated[float, Query(ge=0, le=1, allow_inf_nan=False, description="least score")] = 0.0,
-        format: Annotated[Literal["json", "image"], Query(description="`image`: a JPEG with its boxes")] = "json",
-    ):
+    async def predict(self, request: Request, options: Annotated[Options, Query()]):
         """What is found in an image."""
         if not self.batcher.compiled:
             raise HTTPException(503, "the network is being compiled", RETRY_AFTER)
         try:
             with self.admission.place():
                 async with received(request, self.limits) as file:
-                    return await _unless_gone(request, self._answer(file, threshold, format))
+                    return await _unless_gone(request, self._answer(file, options))
         except ClientDisconnect:
             return Response(status_code=GONE)
 
-    async def _answer(self, file: BinaryIO, threshold: float, format: str) -> Answer | Response:
+    async def _answer(self, file: BinaryIO, options: Options) -> Answer | Response:
         start = time.perf_counter()
         image = await self._decoding(opened, file, self.inputs, self.limits.max_pixels)
         found = await self.batcher.detect(image.pixels)
         self.metrics.count(found)
-        answer = _answer_of(image, found, threshold)
-        if format == "image":
+        answer = _answer_of(image, found, options.threshold)
+        if options.format == "image":
             return Response(await self._decoding(_drawn, file, answer), media_type="image/jpeg")
         answer.milliseconds = round((time.perf_counter() - start) * 1000, 1)
         return answer
@@ -258,5 +262,11 @@ async def _failed(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _wrong_query(_: Request, error: RequestValidationError) -> JSONResponse:
-    problems = [f"{one['loc'][-1]}: {one['msg']}, received {one['input']}" for one in error.errors()]
+    known = " or ".join(Options.model_fields)
+    problems = [
+        f"query: expected {known}, received {one['loc'][-1]}"
+        if one["type"] == "extra_forbidden"
+        else f"{one['loc'][-1]}: {one['msg']}, received {one['input']}"
+        for one in error.errors()
+    ]
     return JSONResponse({"detail": "; ".join(problems)}, 422)

@@ -24,5 +24,5 @@ def check_libraries() -> None:
                 raise
             raise InputError(
                 f"serving: expected the library {name}, received none; "
-                "install it with pip install 'multigrid-detector[serve]'"
+                "install it with pip install -e '.[serve]' in the project's folder"
             ) from None

@@ -19,7 +19,7 @@ class Limits:
         max_upload_bytes: the largest file.
         max_pixels: the largest image, height × width.
         max_queue: requests taken in at once, from the first byte of their image to their answer.
-        read_seconds: the longest time in which an upload has to arrive.
+        read_seconds: the longest time in which a request's head, and then an upload, has to arrive.
     """
 
     max_upload_bytes: int = 20_000_000
