@@ -1,10 +1,14 @@
 """Keras beside every kind of artefact, on the same images: milliseconds an image, mAP and size.
 
-    python benchmarks/export_speed.py --config C --weights W [--output-dir benchmarks/export] [--rounds 20]
+    python benchmarks/export_speed.py [--config C --weights W] [--output-dir exports/speed] [--rounds 20]
 
-Exports the detector to each format, all cells without NMS in the graph, in float32 and int8. The runtimes take turns,
-so that a busy machine hits all alike; of each turn the second run counts, and the table has medians of the rounds.
-Writes speed.csv and speed.png.
+Without a detector named it takes the one that `make quickstart` trains: configs/quickstart.yaml and weights/model.h5.
+Where those weights are missing too it says so in a line and exits 0: there is nothing to measure. All else that is
+missing is an error.
+
+Exports the detector to each format, all cells without NMS in the graph, in float32 and int8; without --formats, to
+those whose libraries are installed, and names the others. The runtimes take turns, so that a busy machine hits all
+alike; of each turn the second run counts, and the table has medians of the rounds. Writes speed.csv and speed.png.
 """
 
 from __future__ import annotations
@@ -26,12 +30,16 @@ import numpy as np
 
 from multigrid import ConfigLoader, assembly, report
 from multigrid.detection.suppression import Suppression
+from multigrid.errors import InputError
 from multigrid.export import ExportOptions, export, exported_graph, load
+from multigrid.export.formats import check_can_write
 from multigrid.export.kinds import ENDINGS, FORMATS, QUANTIZED_FORMATS
 from multigrid.export.pictures import letterboxed_batch, spread
 from multigrid.export.runtimes import KerasRuntime
 from multigrid.export.scoring import ArtefactPipeline, mean_average_precision
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIG, WEIGHTS = ROOT / "configs" / "quickstart.yaml", ROOT / "weights" / "model.h5"
 BATCHES = (1, 8)
 WARM_UP = 2  # rounds before the first that counts
 REST = 0.02  # seconds before a turn: the threads of the runtime before go on waiting for work for a while
@@ -49,6 +57,9 @@ class KerasPredict(KerasRuntime):
 def main() -> int:
     """Measures, prints the table, and writes it and a picture."""
     options = _options()
+    if not options.weights:
+        report.say(f"export_speed.py needs a trained detector: expected --weights or {WEIGHTS} of `make quickstart`")
+        return 0
     config = ConfigLoader.load(options.config, [f"weights={options.weights}", "model.precision=float32"])
     vocabulary = assembly.read_vocabulary(config)
     detector = assembly.build_detector(config, vocabulary)
@@ -78,33 +89,53 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--weights", required=True)
+    parser.add_argument("--config", help="with --weights (configs/quickstart.yaml)")
+    parser.add_argument("--weights", help="with --config (weights/model.h5, where it exists)")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="labels of the mAP (%(default)s)")
     parser.add_argument("--map-images", type=int, default=200, help="so many of them at most (%(default)s)")
     parser.add_argument("--rounds", type=int, default=20, help="of which the median is taken (%(default)s)")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, help="(all that can be made here)")
     parser.add_argument("--no-int8", action="store_true", help="float32 alone")
-    parser.add_argument("--output-dir", default="benchmarks/export", help="artefacts and results (%(default)s)")
-    return parser.parse_args()
+    parser.add_argument("--output-dir", default="exports/speed", help="artefacts and results (%(default)s)")
+    options = parser.parse_args()
+    if (options.config is None) != (options.weights is None):
+        parser.error("--config, --weights: expected both or neither")
+    if options.config is None:
+        options.config, options.weights = CONFIG, WEIGHTS if WEIGHTS.is_file() else None
+    return options
+
+
+def _kinds(options) -> list[tuple]:
+    """The (format, quantization) pairs to measure; those that were not asked for may lack a library."""
+    kinds = []
+    for format in options.formats or FORMATS:
+        for quantize in (None,) if options.no_int8 or format not in QUANTIZED_FORMATS else (None, "int8"):
+            try:
+                check_can_write(format, quantize)
+            except InputError as error:
+                if options.formats:
+                    raise
+                report.say(f"{format}{f' {quantize}' if quantize else ''}: left out: {error}")
+            else:
+                kinds.append((format, quantize))
+    return kinds
 
 
 def _runtimes(config, detector, class_names, images, options) -> tuple[dict, dict]:
     """{name: runtime} of Keras and of all artefacts, and the MiB of the latter."""
-    calibration = None
-    if not options.no_int8:
+    kinds, calibration = _kinds(options), None
+    if any(quantize for _, quantize in kinds):
         train = assembly.read_split(config, "train", class_names)
         paths = [sample.path for sample in spread(train, CALIBRATION)]
         calibration = letterboxed_batch(paths, config.model.input_size)
     model = exported_graph(detector, config.model.input_size, folded=False)
     runtimes, sizes = {KERAS: KerasPredict(model), "keras predict_on_batch": KerasRuntime(model)}, {}
-    for format in options.formats:
-        for quantize in (None, "int8") if calibration is not None and format in QUANTIZED_FORMATS else (None,):
-            name = f"{format} {quantize}" if quantize else format
-            path = pathlib.Path(options.output_dir, f"{name.replace(' ', '-')}{ENDINGS[format]}")
-            kind = ExportOptions(format, config.model.input_size, quantize=quantize, rescore=config.detection.rescore)
-            record = export(detector, path, class_names, kind, images, calibration=calibration, tell=_tell(name))
-            runtimes[name], sizes[name] = load(path), record["bytes"] / 2**20
+    for format, quantize in kinds:
+        name = f"{format} {quantize}" if quantize else format
+        path = pathlib.Path(options.output_dir, f"{name.replace(' ', '-')}{ENDINGS[format]}")
+        kind = ExportOptions(format, config.model.input_size, quantize=quantize, rescore=config.detection.rescore)
+        record = export(detector, path, class_names, kind, images, calibration=calibration, tell=_tell(name))
+        runtimes[name], sizes[name] = load(path), record["bytes"] / 2**20
     return runtimes, sizes
 
 

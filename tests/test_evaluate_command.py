@@ -105,13 +105,16 @@ def test_the_table_has_a_row_a_class_and_blanks_where_there_is_no_figure(written
 
 
 def test_config_and_weights_say_the_same_as_the_run_and_the_lines_say_what_was_measured(
-    run_dir, written, tmp_path, capsys
+    run_dir, written, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.chdir(tmp_path)
     words = ["--config", str(run_dir / "config.yaml"), "--weights", str(run_dir / "weights" / "best.weights.h5")]
-    assert main(["evaluate", *words, "--split", "test", "--output-dir", str(tmp_path)]) == 0
-    assert load(tmp_path / "metrics.json") == load(written[0] / "metrics.json")
+    assert main(["evaluate", *words, "--split", "test"]) == 0
+    folder = pathlib.Path("evaluation", "test")
+    assert load(folder / "metrics.json") == load(written[0] / "metrics.json")
     shown = capsys.readouterr().out
-    assert "test: 3 images" in shown and f"written to {tmp_path}: report.html" in shown
+    assert "test: 3 images" in shown and f"written to {folder}: report.html" in shown
+    assert shown.index("mAP50") < shown.index(written[1]["verdict"]) < shown.index("VOC AP at IoU 0.5")
     assert "of it in the network" in shown and "VOC AP at IoU 0.5" in shown
 
 
@@ -129,10 +132,11 @@ def test_a_word_of_the_user_wins_over_test_time_augmentation(run_dir, tmp_path, 
         "multigrid.evaluation.run.evaluate",
         lambda predictor, *rest, **options: seen.extend(predictor.views) or evaluate(predictor, *rest, **options),
     )
-    words = ["--run", str(run_dir), "--output-dir", str(tmp_path), "--tta", "detection.scales=[1.0]"]
-    assert main(["evaluate", *words]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "--run", str(run_dir), "--tta", "detection.scales=[1.0]"]) == 0
     assert seen == [((64, 96), False), ((64, 96), True)]
-    assert load(tmp_path / "metrics.json")["images"] == 5
+    # What a run is worth lies in its folder, so that no other run's evaluation takes its place.
+    assert load(run_dir / "evaluation" / "val" / "metrics.json")["images"] == 5 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -182,6 +186,7 @@ def test_the_trace_counts_at_both_thresholds_and_its_last_step_is_the_detections
 def test_a_predict_threshold_below_the_pipelines_own_is_counted_at_that(measured):
     _, predictor, samples = measured
     evaluation = evaluate(predictor, samples, CLASS_NAMES, predict_threshold=0.0, trace=True)
+    assert evaluation.predict_threshold == predictor.score_threshold
     assert evaluation.trace.thresholds == (predictor.score_threshold,) * 2
 
 

@@ -1,12 +1,22 @@
 """The pictures of an evaluation: what is in them, and that they stay readable with many classes and with nothing."""
 
+import warnings
+
 import cv2
 import numpy as np
 import pytest
 
 from multigrid.detection.records import RECORD
 from multigrid.evaluation.evaluator import coco_metrics
-from multigrid.evaluation.plots import COLOURS, DPI, FAINT_COLOUR, _styled, draw_confusion
+from multigrid.evaluation.plots import (
+    COLOURS,
+    DPI,
+    FAINT_COLOUR,
+    _styled,
+    draw_average_precisions,
+    draw_confusion,
+    draw_plots,
+)
 from multigrid.evaluation.run import Evaluation
 
 PLOTS = [
@@ -72,9 +82,26 @@ def test_hundreds_of_classes_and_odd_names_make_no_larger_picture(tmp_path):
     names = ["a$^$", "x" * 150, *(f"class {index}" for index in range(300))]
     draw_confusion(tmp_path / "c.png", {"counts": np.eye(302, dtype=int).tolist(), "labels": names, "threshold": 0.25})
     assert max(read(tmp_path / "c.png").shape) <= 24 * DPI
+    each = {name: {"AP": 0.4, "AP50": 0.7} for name in names}
+    draw_average_precisions(tmp_path / "ap.png", {"mAP": 0.4, "per_class": each})
+    assert max(read(tmp_path / "ap.png").shape) <= 24 * DPI, "302 lines of text would be 74 inches"
     few = {"counts": [[1, 0], [0, 1]], "labels": names[:2], "threshold": 0.25}
     draw_confusion(tmp_path / "few.png", few)
     assert read(tmp_path / "few.png").shape[1] == 6 * DPI
+
+
+def test_class_names_of_any_letters_and_length_are_drawn_in_every_picture_without_a_warning(tmp_path):
+    evaluation = evaluation_of(3, 2)
+    names = ["5$ $6", "猫", "a name that never ends " * 8]
+    metrics, (pooled, each) = evaluation.full_metrics, evaluation.curves
+    per_class = dict(zip(names, metrics["per_class"].values(), strict=True))
+    confusion = {**metrics["confusion"], "labels": [*names, "background"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = draw_plots(
+            tmp_path, {**metrics, "per_class": per_class, "confusion": confusion}, (pooled, each), evaluation.matches
+        )
+    assert found == PLOTS and all(read(tmp_path / name).shape[1] == 6 * DPI for name in found)
 
 
 def test_the_shade_of_a_confusion_is_its_share_of_the_row(tmp_path):

@@ -179,8 +179,8 @@ def test_classes_that_are_measured_in_groups_have_the_metrics_of_all_at_once(mon
     monkeypatch.setattr(
         evaluator,
         "_evaluate_classes",
-        lambda truth, records, group: (
-            measured.append([one["name"] for one in group]) or true_measure(truth, records, group)
+        lambda truth, records, group, params: (
+            measured.append([one["name"] for one in group]) or true_measure(truth, records, group, params)
         ),
     )
     assert coco_metrics(truth, results) == expected and expected["mAP"] > 0.1

@@ -5,7 +5,9 @@ import pytest
 
 from multigrid.data.samples import Sample
 from multigrid.detection.suppression import Suppression
+from multigrid.export import ExportOptions, GraphSuppression
 from multigrid.export.check import Tolerance, compare, tolerance_of
+from multigrid.export.exporter import _scores
 from multigrid.export.runtimes import Runtime
 from multigrid.export.scoring import ArtefactPipeline, mean_average_precision
 
@@ -129,3 +131,12 @@ def test_padding_and_boxes_of_which_the_image_holds_no_more_than_a_line_are_no_d
     assert len(found) == 1
     # half of the objects: precision is 1 at the recalls up to 0.5, which are 51 of COCO's 101
     assert mean_average_precision(pipeline, [sample], "abc")["mAP"] == pytest.approx(51 / 101)
+
+
+@pytest.mark.parametrize("inside", [None, GraphSuppression(0.1, 0.5, 9)])
+def test_a_figure_of_one_class_a_cell_is_said_to_be_none_of_evaluate(sample, inside):
+    said, found = [], Oracle([[10, 5, 30, 25], [50, 20, 75, 60]], [0.9, 0.7], [1, 1])
+    options = ExportOptions("onnx", (64, 96), inside, quantize="int8")
+    scores = _scores({"keras": found, "onnx": found}, options, "abc", [sample], said.append)
+    assert (scores["keras"]["mAP"], scores["lost"]) == (pytest.approx(1.0), 0.0)
+    assert "1.0000 in Keras" in said[0] and ("not the mAP of multigrid evaluate" in said[0]) is (inside is None)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import pathlib
+import shutil
 
 import keras
 import numpy as np
@@ -13,8 +14,9 @@ from multigrid import assembly
 from multigrid.cli import export as export_verb
 from multigrid.cli import main
 from multigrid.config import Config, ConfigLoader
+from multigrid.errors import InputError
 from multigrid.export import GraphSuppression
-from multigrid.export.pictures import drawn_batch
+from multigrid.export.pictures import drawn_batch, letterboxed_batch
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,8 @@ def run(trained, *words):
 def test_int8_is_calibrated_on_a_folder_and_says_what_it_costs(trained, tmp_path, capsys, monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
-    folder = next(path for path in trained.parent.rglob("*.jpg")).parent
+    # that of the scenes: there may be pictures of the training too
+    folder = max((path.parent for path in trained.parent.rglob("*.jpg")), key=lambda one: len(list(one.iterdir())))
     words = ("--format", "onnx", "--quantize", "int8", "--calibration", folder, "--calibration-images", 3, "--json")
     assert run(trained, *words) == 0
     output = capsys.readouterr()
@@ -57,6 +60,40 @@ def test_int8_is_calibrated_on_a_folder_and_says_what_it_costs(trained, tmp_path
     assert written == {name: value for name, value in record.items() if name != "path"}
     for said in (f"calibration: 3 images of {folder}", "lost", "written to exports/best-int8.onnx"):
         assert said in output.err
+
+
+def calibrated(trained, folder):
+    options = argparse.Namespace(quantize="int8", calibration=str(folder), calibration_images=100)
+    return export_verb._calibration(options, ConfigLoader.load(trained / "config.yaml"), ("a", "b", "c"))
+
+
+def test_broken_images_of_the_calibration_are_named_and_left_out(trained, tmp_path, capsys):
+    whole = sorted(trained.parent.rglob("*.jpg"))[:2]
+    for path, name in zip(whole, ("b.jpg", "d.jpg"), strict=True):
+        shutil.copy(path, tmp_path / name)
+    (tmp_path / "a.jpg").write_text("no image")
+    (tmp_path / "c.jpg").write_bytes(whole[0].read_bytes()[:400])  # a header with nothing behind it
+    images = calibrated(trained, tmp_path)
+    np.testing.assert_array_equal(images, letterboxed_batch(whole, (64, 96)))
+    output = "".join(capsys.readouterr().out.split())  # however wide the terminal is
+    assert "2of4imagescannotbereadandareleftout" in output and f"calibration:2imagesof{tmp_path}" in output
+    for name, listed in {"a.jpg": True, "b.jpg": False, "c.jpg": True, "d.jpg": False}.items():
+        assert (f"{tmp_path}/{name}" in output) is listed
+
+
+def test_a_calibration_without_an_image_that_can_be_read_is_refused(trained, tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_text("no image")
+    with pytest.raises(InputError, match=r"--calibration: .* 2 files that cannot be read, first .*a\.jpg"):
+        calibrated(trained, tmp_path)
+
+
+@pytest.mark.parametrize("words", [(), ("--quantize", "float16")])
+def test_a_calibration_of_nothing_is_a_usage_error(trained, tmp_path, capsys, words):
+    with pytest.raises(SystemExit) as raised:
+        run(trained, "--format", "onnx", "--calibration", tmp_path, *words)
+    assert raised.value.code == 2
+    assert "--calibration: expected --quantize int8" in capsys.readouterr().err
 
 
 def test_without_labels_and_images_the_check_is_on_drawn_scenes(trained, capsys):

@@ -65,16 +65,25 @@ def test_objects_whose_boxes_score_too_low_are_lost_at_the_score(detector, tmp_p
     assert (funnel.worst_step(), funnel.worst_step(0)) == ("score", "true")
     assert [funnel.worst_step(1, label) for label in range(3)] == ["score", None, "score"]
     assert verdict(funnel) == (
-        "1 of 3 objects are found at confidence 0.6. Most others are lost at one step, 2 objects (1 of class red). "
-        "score: no pair reaches 0.6; the highest objectness × class is 0.497 (stride 32); boxes of a lower score find "
-        "1 more objects at 0.3."
+        "1 of 3 objects are found at confidence 0.6. Most others are lost at one step, 2 objects of all classes "
+        "(1 of class red). score: of class red, no pair reaches 0.6; the highest objectness × class is 0.497 (stride "
+        "32); boxes of a lower score find 1 more object of all classes at 0.3."
     )
+
+
+def test_what_lower_scores_find_is_counted_over_all_classes_and_says_so(detector, tmp_path):
+    # A second red one below, which the scene of the blue one has too: two more red ones are found at 0.3, and one blue.
+    objects = [(0, LOWER)], [(0, UPPER)], [(2, LOWER)]
+    funnel, _ = funnel_of(detector, scenes(tmp_path, *objects))
+    assert funnel.scored_too_low().tolist() == [2, 0, 1]
+    assert "lost at one step, 3 objects of all classes (2 of class red). score: of class red, no " in verdict(funnel)
+    assert verdict(funnel).endswith("; boxes of a lower score find 3 more objects of all classes at 0.3.")
 
 
 @pytest.mark.parametrize(
     "threshold, words",
     [
-        (0.99, "score: no pair reaches 0.99; the highest objectness × class is 0.987 (stride 32)."),
+        (0.99, "score: of class green, no pair reaches 0.99; the highest objectness × class is 0.987 (stride 32)."),
         (0.995, "objectness: no cell reaches 0.995; the highest objectness is 0.993 (stride 32)."),
     ],
 )

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from browser import open_browser
 from everywhere import SIZE, everywhere, scenes
+from labelled_boxes import results_of, truth_of
 
 from multigrid.evaluation import html_parts
-from multigrid.evaluation.errors import FALSE_POSITIVES, KINDS
+from multigrid.evaluation.errors import FALSE_POSITIVES, KINDS, find_errors
 from multigrid.evaluation.html_report import PLOTS, write_report
+from multigrid.evaluation.matching import match
 from multigrid.evaluation.run import evaluate
+from multigrid.evaluation.sheets import worst_examples
 from multigrid.prediction.predictor import Predictor
 
 NAMES = ('<b>"x"&', "a class whose name is longer than a telephone is wide, " * 2, "blue")
@@ -30,6 +33,11 @@ def detector():
 def evaluated(detector, samples, least=0.3, names=NAMES, **options):
     predictor = Predictor(detector, names, SIZE, score_threshold=least, max_detections=60, **options)
     return evaluate(predictor, samples, names, predict_threshold=0.6, trace=True)
+
+
+def evaluated_nothing(samples):
+    """An evaluation that found nothing."""
+    return evaluated(everywhere(stride_32=-9.0, stride_16=-9.0, stride_8=-9.0), samples)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +106,70 @@ def test_the_files_add_up(written):
     occurring = [kind for kind in sorted(KINDS) if counts[kind] or errors["counts_at_threshold"]["all"][kind]]
     assert sheets == [f"errors_{kind}.jpg" for kind in occurring] and len(sheets) >= 3
     assert all(cv2.imread(str(folder / name)) is not None for name in sheets)
+
+
+def test_every_error_names_its_image_and_box_on_the_page_and_in_the_file(written):
+    folder, evaluation = written
+    examples = json.loads((folder / "errors.json").read_text("utf-8"))["examples"]
+    sheets = {path.stem.removeprefix("errors_") for path in folder.glob("errors_*.jpg")}
+    assert examples.keys() == sheets > {"missed", "bkg"}
+    page = page_of(folder)
+    for kind, shown in examples.items():
+        assert 0 < len(shown) <= 12
+        for one in shown:
+            assert one.keys() == {"image", "box_xyxy", "class", "score", "truth_class", "iou"}
+            corners = ", ".join(f"{side:.0f}" for side in one["box_xyxy"])
+            assert f"<small>{re.split('[/]', one['image'])[-1]}: {corners}</small>" in page
+        if kind not in ("missed", "bkg"):
+            assert all(one["truth_class"] in NAMES and 0.1 <= one["iou"] <= 1 for one in shown)
+        if kind != "missed":
+            assert [one["score"] for one in shown] == sorted((one["score"] for one in shown), reverse=True)
+    assert {(one["truth_class"], one["iou"]) for one in examples["bkg"]} == {(None, None)}
+
+
+def test_a_missed_object_says_what_finds_it_at_a_lower_score(tmp_path):
+    # The upper object is found at 0.4 by a box that is 4 pixels narrower: IoU 36 / 40; the lower one never.
+    found = match(truth_of([(4, 2, UPPER), (4, 0, LOWER)], NAMES, (4,)), results_of([(4, 2, 0.4, (32, 2, 68, 30))]))
+    samples = scenes(tmp_path, [(2, UPPER), (0, LOWER)])
+    missed = worst_examples(find_errors(found), 0.6, samples, NAMES)["missed"]
+    upper, lower = sorted((one.values() for one in missed), key=lambda one: one["box_xyxy"][1])
+    image = samples[0].path
+    assert upper.pop("iou") == pytest.approx(0.9) and lower.pop("iou") is None
+    assert upper == {"image": image, "box_xyxy": [*UPPER], "class": "blue", "score": 0.4, "truth_class": "blue"}
+    assert lower == {"image": image, "box_xyxy": [*LOWER], "class": None, "score": None, "truth_class": NAMES[0]}
+
+
+def test_pictures_of_an_earlier_evaluation_go_and_files_of_others_stay(written, tmp_path):
+    _, evaluation = written
+    samples = scenes(tmp_path, *SCENES)
+    for name in ("errors_both.jpg", "errors_mine.jpg", "errors_loc.png"):
+        (tmp_path / name).write_bytes(b"old")
+    write_report(tmp_path, evaluated_nothing(samples), samples, NAMES)
+    left = {path.name for path in tmp_path.glob("errors_*")}
+    assert left == {"errors_mine.jpg", "errors_loc.png", "errors_missed.jpg"}
+
+
+def test_the_heading_says_what_was_evaluated_and_settings_are_lists(written, tmp_path):
+    _, evaluation = written
+    samples = scenes(tmp_path, *SCENES)
+    settings = {"run": "mine-1", "weights": "runs/mine-1/weights/best.weights.h5", "split": "test", "scales": (0.5, 1)}
+    write_report(tmp_path, evaluation, samples, NAMES, settings)
+    page = page_of(tmp_path)
+    for tag in ("title", "h1"):
+        assert f"<{tag}>Evaluation: mine-1, best.weights.h5, test</{tag}>" in page
+    assert "<dd>[0.5, 1]</dd>" in page
+    write_report(tmp_path, evaluation, samples, NAMES)
+    assert "<h1>Evaluation</h1>" in page_of(tmp_path)
+
+
+def test_all_of_the_page_is_at_one_confidence(detector, tmp_path):
+    samples = scenes(tmp_path, *SCENES)
+    evaluation = evaluated(detector, samples, least=0.7)  # more than the 0.6 from which people see a detection
+    write_report(tmp_path, evaluation, samples, NAMES)
+    said = " ".join(text_of(page_of(tmp_path)).split())
+    assert evaluation.full_metrics["confusion"]["threshold"] == 0.7
+    assert "The funnel at confidence 0.7" in said and "it occurs at confidence 0.7." in said
+    assert "confidence 0.6" not in said
 
 
 def test_it_fits_a_phone_and_a_desk_in_light_and_dark(written):

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import warnings
 
 import cv2
 import numpy as np
 import pytest
 
-from multigrid.cli import main
+from multigrid.cli import data, data_pictures, main
 from multigrid.data import inspection
 from multigrid.data.inspection import read_split
 from multigrid.data.label_contents import names_in, splits_in
@@ -139,6 +140,24 @@ def test_near_duplicates_leave_out_equal_files(splits, folder):
     assert {path.rsplit("/", 1)[-1] for path in found["paths"]} == {"a.png", "copy.png"} and found["agreement"] > 0.95
 
 
+def test_pairs_of_all_splits_are_counted_and_told_as_they_are_compared(splits):
+    told = []
+    three = [*splits, read_split("val.txt", NAMES, name="again")]
+    # 4 images of train that can be read, 3 of val, twice: 4 · 3 + 4 · 3 + 3 · 3.
+    assert inspection.pairs_between(three) == 33 and inspection.pairs_between(splits[:1]) == 0
+    inspection.near_duplicates_between(three, lambda done, total: told.append((done, total)))
+    assert told == [(done, 33) for done in (4, 8, 12, 16, 20, 24, 27, 30, 33)]
+
+
+def test_no_thumbnail_is_kept_of_what_is_not_compared(splits):
+    plain = read_split("train.txt", NAMES, name="train", with_thumbnails=False)
+    assert [look.thumbnail for look in plain.looks] == [None] * 4
+    assert [place for place, _ in plain.unreadable] == [place for place, _ in splits[0].unreadable]
+    assert inspection.same_files([plain, splits[1]]) == inspection.same_files(splits)
+    with pytest.raises(ValueError, match="expected the splits .* read with thumbnails"):
+        inspection.near_duplicates_between([plain, splits[1]])
+
+
 def test_classes_without_boxes_are_told_by_split(splits):
     assert inspection.missing_classes(splits, NAMES) == {"train": [], "val": ["fish"]}
 
@@ -223,6 +242,33 @@ def test_a_crowd_of_coco_is_noted(folder):
     assert (defect["kind"], defect["dropped"]) == ("crowd", True)
 
 
+@pytest.mark.parametrize("words, kept", [((), True), (("--no-near-duplicates",), False)])
+def test_near_duplicates_that_nobody_asks_for_cost_no_memory(folder, monkeypatch, words, kept):
+    looked_at = []
+    monkeypatch.setattr(
+        inspection,
+        "look_at_image",
+        lambda *arguments, own=inspection.look_at_image, **options: (
+            looked_at.append(own(*arguments, **options)) or looked_at[-1]
+        ),
+    )
+    run("train.txt", "val.txt", "--classes", "classes.txt", *words)
+    assert looked_at and all((look.thumbnail is not None) == kept for look in looked_at)
+    looked_at.clear()
+    run("val.txt", "--classes", "classes.txt", *words)
+    assert looked_at and all(look.thumbnail is None for look in looked_at), "one split has no other to compare with"
+
+
+@pytest.mark.parametrize("many, said", [(12, True), (13, False)])
+def test_many_pairs_are_announced_with_the_way_to_leave_them_out(folder, capsys, monkeypatch, many, said):
+    # 4 images of train and 3 of val are 12 pairs.
+    monkeypatch.setattr(data, "MANY_PAIRS", many)
+    run("train.txt", "val.txt", "--classes", "classes.txt")
+    shown = capsys.readouterr().out
+    assert ("comparing pairs of images (--no-near-duplicates leaves it out): 12 ..." in shown) == said
+    assert ("comparing" in shown) == said
+
+
 def test_what_is_only_noted_is_no_failure(folder, capsys):
     (folder / "noted.txt").write_text("images/a.png 10,10,30,25,0 10,10,30,24,0\nimages/b.png -9,3,12,20,1\n")
     assert run("noted.txt", "--classes", "classes.txt", "--no-near-duplicates") == 0
@@ -274,10 +320,21 @@ def test_what_is_refused_is_one_line_and_nothing_is_written(folder, capsys, word
     assert said in capsys.readouterr().err and sorted(folder.rglob("*")) == before
 
 
-def test_a_class_may_be_called_by_what_a_formula_begins_with(folder):
-    (folder / "classes.txt").write_text("\n".join(["a$^$", *NAMES[1:]]))
-    assert run("train.txt", "--classes", "classes.txt") == 1
-    assert (folder / "data-report" / "boxes.png").is_file()
+def test_classes_may_have_names_of_any_letters_and_length(folder):
+    (folder / "classes.txt").write_text("\n".join(["a$^$", "猫", "a name that never ends " * 8]), "utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run("train.txt", "--classes", "classes.txt") == 1
+    assert cv2.imread("data-report/boxes.png").shape == (500, 1300, 3)
+
+
+def test_figures_are_written_before_pictures(folder, monkeypatch):
+    def torn(*arguments):
+        raise OSError("no room for pictures")
+
+    monkeypatch.setattr(data_pictures, "draw_pictures", torn)
+    run("train.txt", "--classes", "classes.txt")
+    assert json.loads((folder / "data-report" / "data.json").read_text())["classes"] == list(NAMES)
 
 
 def test_splits_of_one_name_are_told_apart(folder, capsys):

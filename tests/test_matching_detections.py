@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from labelled_boxes import drawn, results_of, truth_of
 
+from multigrid.evaluation import evaluator
 from multigrid.evaluation.evaluator import coco_metrics
 from multigrid.evaluation.matching import average_precision, match
 
@@ -103,6 +104,17 @@ def test_the_average_precision_is_that_of_the_metrics(crowds):
     metrics = coco_metrics(truth, results)
     assert average_precision(truth, results) == pytest.approx(metrics["mAP50"], abs=1e-12)
     assert average_precision(truth, results, 0.75) == pytest.approx(metrics["mAP75"], abs=1e-12)
+
+
+def test_classes_in_groups_are_matched_as_all_at_once(monkeypatch):
+    truth, results = drawn(seed=5, crowds=0.2)
+    expected, precision = match(truth, results), average_precision(truth, results)
+    monkeypatch.setattr(evaluator, "DETECTIONS_AT_ONCE", 1)  # each class is a group
+    matches = match(truth, results)
+    for name in ("result", "truth", "iou", "detection"):
+        np.testing.assert_array_equal(getattr(matches, name), getattr(expected, name), err_msg=name)
+    assert average_precision(truth, results) == pytest.approx(precision, abs=1e-12)
+    assert len(truth["categories"]) > 1 and matches.true_positive.sum() > 30
 
 
 @pytest.mark.parametrize("objects, found", [(0, 0), (0, 3), (2, 0)])

@@ -107,18 +107,24 @@ def test_pictures_without_details_match_nothing_and_divide_by_nothing():
     assert near_duplicates([], [thumbnail(plain[0])]) == near_duplicates([thumbnail(plain[0])], []) == []
 
 
-def test_positions_are_right_beyond_a_block_and_progress_sees_the_first_ones(monkeypatch):
+def test_positions_are_right_beyond_a_block_and_progress_counts_pairs(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 2)
-    pictures = [thumbnail(view(scene(seed), 0, 0)) for seed in range(5)]
-    seen = []
+    pictures, done = [thumbnail(view(scene(seed), 0, 0)) for seed in range(5)], []
+    found = near_duplicates([pictures[4], pictures[1]], pictures, done.append)
+    assert [(match.first, match.second) for match in found] == [(0, 4), (1, 1)]
+    # Two first pictures with blocks of two, two and one.
+    assert done == [2, 4, 6, 8, 9, 10]
 
-    def progress(items):
-        for item in items:
-            seen.append(item)
-            yield item
 
-    found = near_duplicates([pictures[4], pictures[1]], pictures, progress)
-    assert [(match.first, match.second) for match in found] == [(0, 4), (1, 1)] and seen == [0, 1]
+def test_of_the_second_pictures_one_block_is_transformed_at_a_time(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 3)
+    pictures, transformed, largest = [thumbnail(view(scene(9), 40 * step, 0)) for step in range(8)], [], []
+    monkeypatch.setattr(module, "_spectrum", lambda grey, own=module._spectrum: transformed.append(1) or own(grey))
+    monkeypatch.setattr(
+        module, "_peaks", lambda one, others, own=module._peaks: largest.append(len(others)) or own(one, others)
+    )
+    near_duplicates(pictures[:2], pictures)
+    assert len(transformed) == 2 + 8 and largest == [3, 3, 3, 3, 2, 2], "each once, by blocks"
 
 
 # --- real pictures

@@ -13,6 +13,7 @@ from multigrid.errors import InputError
 SPLITS = ("train", "val", "test")
 SHOWN = 3  # findings of a kind that are named on the screen; data.json has all of them
 MANY_IMAGES = 2000  # fewer are looked at in seconds: no line in a log
+MANY_PAIRS = 300_000  # likewise; these take some ten seconds
 CONSEQUENCES = {
     "unreadable image": "training stops",
     "dropped box": "left out of training",
@@ -39,7 +40,7 @@ def add_verb(verbs) -> None:
     parser.add_argument(
         "--no-near-duplicates",
         action="store_true",
-        help="do not compare the images of different splits: some 30 000 pairs take a second",
+        help="do not compare the images of different splits, which takes a second for some 30 000 pairs",
     )
 
 
@@ -55,8 +56,9 @@ def run_data(options) -> int:
     sources = _sources_of_files(files) if files else _sources_of_config(config)
     class_names = _class_names(options, config, sources)
     input_size = config.model.input_size if config else None
-    splits = [_read(source, class_names) for source in sources]
-    found = _findings(splits, class_names, input_size, options.no_near_duplicates)
+    compares = not options.no_near_duplicates
+    splits = [_read(source, class_names, compares and len(sources) > 1) for source in sources]
+    found = _findings(splits, class_names, input_size, _near_duplicates(splits) if compares else None)
     _show(splits, found, input_size)
     from multigrid.cli.data_pictures import draw_pictures
 
@@ -118,26 +120,27 @@ def _class_names(options, config, sources) -> tuple[str, ...]:
     return read_class_names(path) if path else names_in([file for _, file, _ in sources])
 
 
-def _read(source, class_names):
+def _read(source, class_names, with_thumbnails: bool):
     from multigrid.data.inspection import read_split
 
     name, file, key = source
     with report.counting(f"{name}: looking at images", MANY_IMAGES) as progress:
-        return read_split(file, class_names, name=name, key=key, progress=progress)
+        return read_split(file, class_names, name=name, key=key, with_thumbnails=with_thumbnails, progress=progress)
 
 
-def _findings(splits, class_names, input_size, skips_near_duplicates: bool) -> dict:
-    """All that data.json says."""
+def _near_duplicates(splits) -> list[dict]:
+    """The near-duplicates; where it takes long, their comparison is announced with the way to leave it out."""
+    from multigrid.data.inspection import near_duplicates_between, pairs_between
+
+    hint = " (--no-near-duplicates leaves it out)" if pairs_between(splits) >= MANY_PAIRS else ""
+    with report.counting(f"comparing pairs of images{hint}", MANY_PAIRS) as progress:
+        return near_duplicates_between(splits, progress)
+
+
+def _findings(splits, class_names, input_size, pairs: list[dict] | None) -> dict:
+    """All that data.json says; `pairs` are the near-duplicates, None where nothing was compared."""
     from multigrid.data import inspection
 
-    pairs = None
-    if not skips_near_duplicates:
-        images = sum(len(split.samples) for split in splits)
-
-        def progress(items):
-            return report.progress(items, "comparing images") if images >= MANY_IMAGES else items
-
-        pairs = inspection.near_duplicates_between(splits, progress)
     return {
         "classes": class_names,
         "input_size": input_size,

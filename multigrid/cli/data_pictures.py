@@ -11,8 +11,8 @@ import numpy as np
 
 from multigrid.data.images import image_size, read_image
 from multigrid.data.inspection import Split, box_areas
+from multigrid.evaluation.figures import figure_file, shortened
 from multigrid.pictures import class_colour, contact_sheet, draw_boxes, save_image
-from multigrid.report import replacing
 
 IMAGES, COLUMNS = 24, 6  # of a sheet
 TILE = 360  # the longer side of an image on it, in pixels
@@ -20,6 +20,7 @@ LETTER = 8  # width of a label's letter in pixels
 WRONG = (255, 0, 0)
 MANY_CLASSES = 80  # above, nobody could read their names below the bars
 LONGEST_NAME = 30
+LETTERS_IN_A_LINE = 70  # of all names together
 
 
 def draw_pictures(splits: Sequence[Split], found: dict, class_names, folder: pathlib.Path, seed: int) -> list:
@@ -118,20 +119,13 @@ def _pair_tiles(pairs) -> list:
 
 def _draw_counts(splits, found, path: pathlib.Path) -> None:
     """Draws how many boxes each class has, and how large boxes are."""
-    # Loaded here because it costs most of a second and only this picture needs it.
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context({"text.parse_math": False}):  # a class may be called "5$"
-        figure = Figure(figsize=(13, 5), dpi=100, layout="constrained")
+    with figure_file(path, width=13, height=5, dpi=100) as figure:
         classes, sizes = figure.subplots(1, 2)
         _draw_classes(classes, splits, found)
         _draw_sizes(sizes, splits)
         for axes in (classes, sizes):
             axes.grid(True, axis="y", alpha=0.2)
             axes.legend(fontsize=9)
-        with replacing(path) as temporary:
-            figure.savefig(temporary)
 
 
 def _draw_classes(axes, splits, found) -> None:
@@ -140,8 +134,9 @@ def _draw_classes(axes, splits, found) -> None:
         counts = [found["splits"][split.name]["classes"][name]["boxes"] for name in names]
         axes.bar(np.arange(len(names)) + index * width, counts, width, label=split.name)
     many = len(names) > MANY_CLASSES
-    shown = ["" if many else name[:LONGEST_NAME] for name in names]
-    axes.set_xticks(np.arange(len(names)) + 0.4 - width / 2, shown, rotation=90 if len(names) > 8 else 0)
+    shown = ["" if many else shortened(name, LONGEST_NAME) for name in names]
+    upright = sum(map(len, shown)) > LETTERS_IN_A_LINE or len(names) > 8
+    axes.set_xticks(np.arange(len(names)) + 0.4 - width / 2, shown, rotation=90 if upright else 0)
     axes.set(title="boxes of each class", ylabel="boxes")
     axes.margins(y=0.15)  # room for the legend above the highest bar
 

@@ -51,6 +51,8 @@ def add_verb(verbs) -> None:
 def run_export(options) -> int:
     """Writes a SavedModel, ONNX, LiteRT or OpenVINO file, and proves it on images."""
     start = time.perf_counter()
+    if options.calibration is not None and options.quantize != "int8":
+        options.parser.error("--calibration: expected --quantize int8, for nothing else is calibrated")
     # whatever it was trained in: artefacts begin with float32
     config = detector_config(options, after=["model.precision=float32"], labels=_labels(options))
     start_backend()
@@ -166,7 +168,7 @@ def _images(options, config, samples):
 def _calibration(options, config, class_names):
     """Letterboxed images that int8 is calibrated on; None where it is not wanted."""
     from multigrid import assembly
-    from multigrid.export.pictures import images_in, letterboxed_batch, spread
+    from multigrid.export.pictures import images_in, readable_batch, spread
 
     if options.quantize != "int8":
         return None
@@ -179,8 +181,15 @@ def _calibration(options, config, class_names):
         config = config.model_copy(update={"data": config.data.model_copy(update={"train": source})})
         paths = [sample.path for sample in assembly.read_split(config, "train", class_names)]
     paths = spread(paths, options.calibration_images)
-    report.say(f"calibration: {len(paths)} images of {source}")
-    return letterboxed_batch(paths, config.model.input_size)
+    try:
+        images, errors = readable_batch(paths, config.model.input_size)
+    except InputError as error:
+        raise InputError(f"--calibration: {error}") from error
+    if errors:
+        listed = "; ".join(map(str, errors))
+        report.say(f"calibration: {len(errors)} of {len(paths)} images cannot be read and are left out: {listed}")
+    report.say(f"calibration: {len(images)} images of {source}")
+    return images
 
 
 def _holds_images(source: str) -> bool:

@@ -7,6 +7,7 @@ label file, or of one key of a YOLO `data.yaml`; its name is the word that the f
 from __future__ import annotations
 
 import collections
+import functools
 import hashlib
 import itertools
 import os
@@ -36,12 +37,12 @@ class ImageLook:
     Attributes:
         size: (height, width) of the upright image in pixels.
         digest: of the file's bytes.
-        thumbnail: see `near_duplicates`.
+        thumbnail: see `near_duplicates`, 26 kB; None where nothing is to be compared.
     """
 
     size: tuple[int, int]
     digest: str
-    thumbnail: np.ndarray
+    thumbnail: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,12 @@ class Split:
         return [defect for defect in self.defects if defect.dropped and defect.kind != "crowd"]
 
 
-def look_at_image(path: str) -> ImageLook:
+def look_at_image(path: str, with_thumbnail: bool = True) -> ImageLook:
     """Decodes an image, a JPEG at a fraction of its size where that is enough.
+
+    Args:
+        path: the image file.
+        with_thumbnail: whether it will be compared with others.
 
     Raises:
         InputError: the file is missing, truncated or no image.
@@ -83,7 +88,7 @@ def look_at_image(path: str) -> ImageLook:
     size = image_size(path)
     image = read_image(path, at_least=(SIDE, SIDE))
     digest = hashlib.blake2b(pathlib.Path(path).read_bytes(), digest_size=16).hexdigest()
-    return ImageLook(size, digest, thumbnail(image))
+    return ImageLook(size, digest, thumbnail(image) if with_thumbnail else None)
 
 
 def read_split(
@@ -92,6 +97,7 @@ def read_split(
     *,
     name: str,
     key: str = "train",
+    with_thumbnails: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Split:
     """One split, with the images that cannot be read and the boxes that cannot be used.
@@ -101,6 +107,7 @@ def read_split(
         class_names: in the order of the class ids.
         name: of the split.
         key: of a `data.yaml`: "train", "val" or "test".
+        with_thumbnails: whether its images will be compared with those of other splits.
         progress: called with (images done, images in all).
 
     Raises:
@@ -110,7 +117,8 @@ def read_split(
     raw_images = read_raw_images(source, class_names, key)
     if not raw_images:
         raise InputError(f"{source}: expected at least one image, received no images")
-    looks = for_each_image(look_at_image, (image.path for image in raw_images), progress)
+    look = functools.partial(look_at_image, with_thumbnail=with_thumbnails)
+    looks = for_each_image(look, (image.path for image in raw_images), progress)
     readable = [image for image in raw_images if not isinstance(looks[image.path], InputError)]
     broken = [image for image in raw_images if isinstance(looks[image.path], InputError)]
     sizes = [looks[image.path].size for image in readable]
@@ -252,22 +260,32 @@ def same_files(splits: Sequence[Split]) -> list[dict]:
     return [{"splits": list(files.values()), "paths": list(files)} for files in contents.values() if len(files) > 1]
 
 
-def near_duplicates_between(splits: Sequence[Split], progress: Callable[[Iterable], Iterable] = iter) -> list[dict]:
+def pairs_between(splits: Sequence[Split]) -> int:
+    """How many pairs there are of images of different splits."""
+    return sum(len(one.samples) * len(other.samples) for one, other in itertools.combinations(splits, 2))
+
+
+def near_duplicates_between(
+    splits: Sequence[Split], progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[dict]:
     """Images of different splits that show the same, though their files differ.
 
     Args:
-        splits: whose images.
-        progress: passes on what is gone through, once a pair of splits.
+        splits: whose images; read with thumbnails.
+        progress: called with (pairs compared, pairs in all).
 
     Returns:
         A dict a pair, those that agree most first: "splits", "paths", "agreement", "overlap", "shift", see
         `NearDuplicate`.
     """
     found = {}  # by paths: an image may be named twice
+    done, total = 0, pairs_between(splits)
     for one, other in itertools.combinations(splits, 2):
         one, other = sorted((one, other), key=lambda split: len(split.samples))
-        thumbnails = ([look.thumbnail for look in split.looks] for split in (one, other))
-        for match in near_duplicates(*thumbnails, progress):
+        thumbnails = [[look.thumbnail for look in split.looks] for split in (one, other)]
+        if any(picture is None for pictures in thumbnails for picture in pictures):
+            raise ValueError(f"expected the splits {one.name} and {other.name} read with thumbnails")
+        for match in near_duplicates(*thumbnails, lambda pairs, before=done: progress(before + pairs, total)):
             if one.looks[match.first].digest == other.looks[match.second].digest:
                 continue  # these are the same file
             paths = (one.samples[match.first].path, other.samples[match.second].path)
@@ -281,6 +299,7 @@ def near_duplicates_between(splits: Sequence[Split], progress: Callable[[Iterabl
                     "shift": match.shift,
                 },
             )
+        done += len(one.samples) * len(other.samples)
     return sorted(found.values(), key=lambda pair: -pair["agreement"])
 
 

@@ -89,8 +89,7 @@ def coco_metrics(ground_truth: dict, results, class_names=None) -> dict:
         raise InputError(f"ground truth: expected the classes {list(class_names)}, received {names}")
     records, truths = records_of(results), truths_of(ground_truth)
     _check_results(ground_truth, records)
-    with without_collector():
-        evaluation = _evaluate(ground_truth, records, categories)
+    evaluation = _joined(run_coco(ground_truth, records))
     metrics = {name: _figure(value) for name, value in zip(SUMMARY, evaluation.stats, strict=True)}
     metrics |= {
         "images": len(ground_truth["images"]),
@@ -101,19 +100,22 @@ def coco_metrics(ground_truth: dict, results, class_names=None) -> dict:
     return metrics
 
 
-def _evaluate(ground_truth: dict, records: np.ndarray, categories: list[dict]) -> COCOeval_faster:
-    """The library's evaluation, of some classes at a time, for it takes 2 kB a detection; no class looks at another."""
-    parts = []
+def run_coco(ground_truth: dict, records: np.ndarray, **params) -> Iterator[tuple[np.ndarray, COCOeval_faster]]:
+    """The library's evaluations, of some classes at a time, for it takes 2 kB a detection; no class looks at another.
+
+    Args:
+        ground_truth: COCO dictionary; stays as it is.
+        records: [N] of `records.RECORD`.
+        params: over COCO's own, by the library's names: iouThrs, areaRng, areaRngLbl, maxDets.
+
+    Yields:
+        Indices [K] of the records of a group of classes, and the evaluation of these, accumulated; result number n of
+        the library, from 1, is number n - 1 of them. The groups come in the order of the category ids.
+    """
+    categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
     for group in _groups(categories, records):
-        evaluation = _evaluate_classes(ground_truth, records, group)
-        parts.append(evaluation.eval)
-    evaluation.eval = {
-        **parts[0],
-        "precision": np.concatenate([part["precision"] for part in parts], axis=2),
-        "recall": np.concatenate([part["recall"] for part in parts], axis=1),
-    }
-    evaluation.summarize()
-    return evaluation
+        rows = np.flatnonzero(np.isin(records["category_id"], [category["id"] for category in group]))
+        yield rows, _evaluate_classes(ground_truth, records[rows], group, params)
 
 
 def _groups(categories: list[dict], records: np.ndarray) -> list[list[dict]]:
@@ -129,35 +131,37 @@ def _groups(categories: list[dict], records: np.ndarray) -> list[list[dict]]:
     return groups
 
 
-def _evaluate_classes(ground_truth: dict, records: np.ndarray, categories: list[dict]) -> COCOeval_faster:
+def _evaluate_classes(ground_truth: dict, records: np.ndarray, categories: list[dict], params: dict) -> COCOeval_faster:
     ids = {category["id"] for category in categories}
     annotations = [entry for entry in ground_truth["annotations"] if entry["category_id"] in ids]
-    truth = {**ground_truth, "categories": categories, "annotations": annotations}
-    return run_coco(truth, records[np.isin(records["category_id"], list(ids))])
+    with _without_collector():
+        # The library writes new keys into the entries that it is given, so it gets copies. An outline, which it would
+        # make of each box, is nothing that boxes need.
+        truth = {**ground_truth, "categories": categories, "annotations": annotations}
+        truth = COCO(copy.deepcopy(truth), print_function=logger.debug)
+        found = truth.loadRes([result | {"segmentation": None} for result in as_results(records)])
+        evaluation = COCOeval_faster(truth, found, "bbox", print_function=logger.debug)
+        for name, value in params.items():
+            setattr(evaluation.params, name, value)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
 
 
-def run_coco(ground_truth: dict, records: np.ndarray, **params) -> COCOeval_faster:
-    """The library's evaluation, accumulated.
-
-    Args:
-        ground_truth: COCO dictionary; stays as it is.
-        records: [N] of `records.RECORD`; result number n of the library, from 1, is record n - 1.
-        params: over COCO's own, by the library's names: iouThrs, areaRng, areaRngLbl, maxDets.
-    """
-    # The library writes new keys into the entries that it is given, so it gets copies. An outline, which it would make
-    # of each box, is nothing that boxes need.
-    truth = COCO(copy.deepcopy(ground_truth), print_function=logger.debug)
-    found = truth.loadRes([result | {"segmentation": None} for result in as_results(records)])
-    evaluation = COCOeval_faster(truth, found, "bbox", print_function=logger.debug)
-    for name, value in params.items():
-        setattr(evaluation.params, name, value)
-    evaluation.evaluate()
-    evaluation.accumulate()
+def _joined(parts: Iterator[tuple[np.ndarray, COCOeval_faster]]) -> COCOeval_faster:
+    """The evaluation of all classes, summarized; of the groups no more is kept than their figures."""
+    precisions, recalls = [], []
+    for _, evaluation in parts:
+        precisions.append(evaluation.eval["precision"])
+        recalls.append(evaluation.eval["recall"])
+    figures = {"precision": np.concatenate(precisions, axis=2), "recall": np.concatenate(recalls, axis=1)}
+    evaluation.eval = {**evaluation.eval, **figures}
+    evaluation.summarize()
     return evaluation
 
 
 @contextlib.contextmanager
-def without_collector() -> Iterator[None]:
+def _without_collector() -> Iterator[None]:
     """Keeps Python from looking for garbage.
 
     A hundred thousand new dictionaries make it walk through everything that TensorFlow holds, which takes longer than

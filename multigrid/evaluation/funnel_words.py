@@ -96,16 +96,13 @@ def _conclusion(funnel: Funnel, row: int) -> str:
 
 
 def _loss(funnel: Funnel, row: int, step: str) -> str:
-    """What happens at a step, in the class that loses most objects there."""
+    """How many objects of all classes are lost at a step, and what happens there in the class that loses most."""
     index = FUNNEL_STEPS.index(step)
     lost = funnel.in_reach(row)[index - 1] - funnel.in_reach(row)[index]
-    label = int(lost.argmax())
+    label, several = int(lost.argmax()), len(funnel.class_names) > 1
+    name = funnel.class_names[label]
     before, after = funnel.counts[row, index - 1 : index + 1, :, label].sum(axis=1).tolist()
     score = _highest(funnel, row, "pair", after, "objectness × class", [rows[label] for rows in funnel.scores])
-    low = int(funnel.scored_too_low(row).sum())
-    if low:  # the highest score is news only where none reaches the threshold
-        found_lower = f"boxes of a lower score find {low} more objects at {min(funnel.thresholds):g}"
-        score = found_lower if after else f"{score}; {found_lower}"
     happens = {
         "objectness": _highest(funnel, row, "cell", after, "objectness", funnel.objectness),
         "score": score,
@@ -115,7 +112,14 @@ def _loss(funnel: Funnel, row: int, step: str) -> str:
         "cap": f"the most detections that an image can have leave {after} of {before}",
         "true": f"{after} of {before} detections lie on an object of their class that no better one found",
     }[step]
-    where = f" ({lost[label]} of class {funnel.class_names[label]})" if len(funnel.class_names) > 1 else ""
+    if several and step != "objectness":  # a cell has one objectness for all classes
+        happens = f"of class {name}, {happens}"
+    low = int(funnel.scored_too_low(row).sum()) if step == "score" else 0
+    if low:  # the highest score is news only where none reaches the threshold
+        more = f"{low} more object{'s' if low > 1 else ''}{' of all classes' if several else ''}"
+        found_lower = f"boxes of a lower score find {more} at {min(funnel.thresholds):g}"
+        happens = found_lower if after else f"{happens}; {found_lower}"
+    where = f" of all classes ({lost[label]} of class {name})" if several else ""
     return f"Most others are lost at one step, {lost.sum()} objects{where}. {step}: {happens}."
 
 

@@ -62,7 +62,7 @@ def write_report(
     errors, threshold = find_errors(evaluation.matches), evaluation.predict_threshold
     costs = error_values(errors, evaluation.ground_truth, class_names, threshold)
     examples = worst_examples(errors, threshold, samples, class_names)
-    shown = {kind: [_where(one) for one in own] for kind, own in examples.items()}
+    shown = {kind: [one.values() for one in own] for kind, own in examples.items()}
     write_json(folder / "errors.json", {**costs, "examples": shown})
     for kind in KINDS:  # an earlier evaluation may have left some that there are none of now
         (folder / f"errors_{kind}.jpg").unlink(missing_ok=True)
@@ -71,10 +71,6 @@ def write_report(
     with replacing(path) as temporary:
         temporary.write_text(report_page(folder, evaluation, funnel, costs, examples, settings or {}), "utf-8")
     return path
-
-
-def _where(example) -> dict:
-    return {"image": example.path, "box_xyxy": example.box, "caption": example.caption}
 
 
 def report_page(
@@ -100,7 +96,10 @@ def report_page(
 
 def _title(settings: Mapping) -> str:
     """What was evaluated, as far as the settings say."""
-    said = [str(settings[name]) for name in ("run", "split") if settings.get(name)]
+    known = {name: str(settings[name]) for name in ("run", "weights", "split") if settings.get(name)}
+    if "weights" in known:
+        known["weights"] = os.path.basename(known["weights"])
+    said = known.values()
     return ": ".join(["Evaluation", ", ".join(said)]) if said else "Evaluation"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from multigrid.detection.records import corners_of, records_of
-from multigrid.evaluation.evaluator import run_coco, without_collector
+from multigrid.evaluation.evaluator import run_coco
 
 MAX_DETECTIONS = 100  # of an image and class; COCO's largest
 
@@ -66,13 +66,14 @@ def match(ground_truth: dict, results, iou_threshold: float = 0.5) -> Matches:
     place = {entry["id"]: index for index, entry in enumerate(truths)}
     truth, overlap = np.full(len(found), -1), np.zeros(len(found))
     looked_at = _ranks(found) < MAX_DETECTIONS
-    for pair, iou in _evaluate(ground_truth, found, iou_threshold).eval["matched"].items():
-        result, annotation = (int(part) for part in pair.split("_"))
-        result -= 1  # the library numbers results from 1
-        if annotation in place:
-            truth[result], overlap[result] = place[annotation], iou
-        else:
-            looked_at[result] = False
+    for rows, evaluation in run_coco(ground_truth, found, **_params(iou_threshold, MAX_DETECTIONS)):
+        for pair, iou in evaluation.eval["matched"].items():
+            number, annotation = (int(part) for part in pair.split("_"))
+            result = rows[number - 1]
+            if annotation in place:
+                truth[result], overlap[result] = place[annotation], iou
+            else:
+                looked_at[result] = False
     order = np.argsort(-found["score"], kind="stable")
     order = order[looked_at[order]]
     truth, detection = truth[order], np.full(len(truths), -1)
@@ -101,15 +102,17 @@ def average_precision(
     found = records_of(results)
     if max_detections is None:
         max_detections = int(_ranks(found).max(initial=0)) + 1
-    precision = _evaluate(ground_truth, found, iou_threshold, max_detections).eval["precision"]
+    parts = run_coco(ground_truth, found, **_params(iou_threshold, max_detections))
+    # [1 threshold, recalls, classes, 1 area, 1 count]; -1: no object.
+    precision = np.concatenate([evaluation.eval["precision"] for _, evaluation in parts], axis=2)
     known = precision[precision > -1]
     return float(known.mean()) if known.size else None
 
 
-def _evaluate(ground_truth: dict, found: np.ndarray, iou_threshold: float, max_detections: int = MAX_DETECTIONS):
-    params = {"iouThrs": np.array([iou_threshold]), "maxDets": [max_detections]}
-    with without_collector():
-        return run_coco(ground_truth, found, areaRng=[[0, 1e10]], areaRngLbl=["all"], **params)
+def _params(iou_threshold: float, max_detections: int) -> dict:
+    """What the library is to do otherwise than COCO: one threshold, and no look at the areas."""
+    of_areas = {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
+    return {"iouThrs": np.array([iou_threshold]), "maxDets": [max_detections], **of_areas}
 
 
 def _ranks(found: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ classes have a colour each; more are thin grey lines below the curve of all, for
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -14,21 +13,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from multigrid.evaluation.curves import Curve
+from multigrid.evaluation.figures import figure_file, shortened
 from multigrid.evaluation.matching import Matches
-from multigrid.report import replacing
 
 WIDTH, HEIGHT, DPI = 6.0, 4.5, 150  # inches, and dots an inch
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D1F", "#5F4B8B")
 ALL_COLOUR, FAINT_COLOUR, MARK_COLOUR = "black", "#9AA5AD", "#D55E00"
 NUMBERED = 12  # classes up to which a confusion matrix shows its counts
 NAMED = 100  # classes up to which a picture has room for their names
-LONGEST_NAME = 40  # letters of a name that are shown
+LONGEST_NAME = 28  # letters of a name that are shown
 HIGHEST = 24.0  # inches, 3600 dots
 POINTS = 1000  # of a curve; no picture shows more
-LOOK = {
-    "font.size": 11, "axes.titlesize": 12, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True,
-    "text.parse_math": False,  # a class may be called "5$"
-}  # fmt: skip
+LOOK = {"font.size": 11, "axes.titlesize": 12, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
 
 
 def draw_plots(
@@ -74,7 +70,7 @@ def draw_precision_recall(path, names: Sequence[str], pooled: Curve, each: Seque
         axes = figure.subplots()
         precisions = [metrics["per_class"][name]["AP50"] for name in names]
         for (name, curve, style), precision in zip(_styled(names, each), precisions, strict=True):
-            _draw_envelope(axes, curve, label=_labelled(name, precision), **style)
+            _draw_envelope(axes, curve, label=_labelled(shortened(name, LONGEST_NAME), precision), **style)
         _draw_envelope(axes, pooled, label="all in one list", color=ALL_COLOUR, linewidth=2)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
         axes.set_title(_labelled("precision and recall at IoU 0.5: mAP50", metrics["mAP50"]))
@@ -88,7 +84,8 @@ def draw_f1(path, names: Sequence[str], pooled: Curve, each: Sequence[Curve]) ->
         axes = figure.subplots()
         for name, curve, style in _styled(names, each):
             if curve.objects:
-                axes.plot(thresholds, curve.f1_at(thresholds), label=_labelled(name, curve.best()["f1"]), **style)
+                label = _labelled(shortened(name, LONGEST_NAME), curve.best()["f1"])
+                axes.plot(thresholds, curve.f1_at(thresholds), label=label, **style)
         if pooled.objects:
             axes.plot(thresholds, pooled.f1_at(thresholds), label="all in one list", color=ALL_COLOUR, linewidth=2)
         title = "F1 at IoU 0.5"
@@ -113,13 +110,14 @@ def draw_confusion(path, confusion: dict) -> None:
     with _picture(path, side, side * 0.95) as figure:
         axes = figure.subplots()
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        labels = _short(labels)
-        places, size = np.arange(len(labels)), 10 if few else 7.5
+        labels, size = _short(labels), 10 if few else 7.5
+        places = np.arange(len(labels))
         axes.set_xticks(places, labels, rotation=45 if few else 90, ha="right" if few else "center", fontsize=size)
         axes.set_yticks(places, labels, fontsize=size)
         axes.grid(False)
         axes.set(xlabel="predicted", ylabel="truth")
-        axes.set_title(f"confidence from {confusion['threshold']:g}; shade: share of the row")
+        # Of the figure, for beside long names the axes are narrower.
+        figure.suptitle(f"confidence from {confusion['threshold']:g}; shade: share of the row", fontsize=12)
         for row, column in np.argwhere(counts > 0) if few else ():
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=size, color=colour)
@@ -143,7 +141,8 @@ def draw_average_precisions(path, metrics: dict) -> None:
         axes.plot(dots, places, "o", color=COLOURS[1], markeredgecolor="black", markersize=5, label="AP50")
         for place, one in values if len(order) <= NAMED else ():
             axes.text(1.03, place, "no objects" if one["AP"] is None else f"{one['AP']:.2f}", va="center", fontsize=9)
-        axes.set_yticks(np.arange(len(order)), _short(order), fontsize=10 if len(order) <= 30 else 8.5)
+        labels = _short(order)
+        axes.set_yticks(np.arange(len(labels)), labels, fontsize=10 if len(order) <= 30 else 8.5)
         axes.set(xlim=(0, 1.25), ylim=(-0.7, len(order) - 0.3), xticks=np.linspace(0, 1, 6))
         axes.grid(False, axis="y")
         axes.set_title(_labelled("average precision: mAP", metrics["mAP"]))
@@ -190,18 +189,8 @@ def draw_calibration(path, calibration: dict) -> None:
         lower.set(yscale="symlog", ylim=(0, None), xlabel="score", ylabel="detections")
 
 
-@contextlib.contextmanager
-def _picture(path, width: float = WIDTH, height: float = HEIGHT) -> Iterator:
-    """A figure that is written when the block ends well."""
-    # Loaded here because it costs most of a second and only pictures need it.
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(LOOK):
-        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-        yield figure
-        with replacing(path) as temporary:
-            figure.savefig(temporary)
+def _picture(path, width: float = WIDTH, height: float = HEIGHT):
+    return figure_file(path, width, height, DPI, LOOK)
 
 
 def _styled(names, curves) -> Iterator[tuple[str, Curve, dict]]:
@@ -223,12 +212,11 @@ def _draw_envelope(axes, curve: Curve, **style) -> None:
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Names as a picture has room for them: cut, or none where there are too many."""
-    return [name[:LONGEST_NAME] if len(names) <= NAMED + 1 else "" for name in names]
+    """Names as a picture has room for them: cut, or none at all where there are too many."""
+    return [shortened(name, LONGEST_NAME) for name in names] if len(names) <= NAMED + 1 else []
 
 
 def _labelled(text: str, figure: float | None) -> str:
-    text = text[:LONGEST_NAME]
     return text if figure is None else f"{text} {figure:.3f}"
 
 

@@ -113,7 +113,7 @@ def evaluate(
         samples: labelled images.
         class_names: one a class.
         progress: wraps the stream of detections, to show how far it is.
-        predict_threshold: least score of a detection that is shown to people.
+        predict_threshold: least score of a detection that is shown to people; that of the predictor if it is higher.
         trace: whether to count where detections are lost.
 
     Returns:
@@ -121,7 +121,8 @@ def evaluate(
     """
     start, network_start = time.perf_counter(), predictor.network_seconds
     least = predictor.score_threshold
-    counts = predictor.new_trace((least, max(least, predict_threshold))) if trace else None
+    predict_threshold = max(least, predict_threshold)
+    counts = predictor.new_trace((least, predict_threshold)) if trace else None
     stream = progress(predictor.stream((sample.path for sample in samples), trace=counts))
     parts = [to_records(0, [], [], [])]
     for sample, found in zip(samples, stream, strict=True):

@@ -33,12 +33,27 @@ class Example:
     caption: str
     path: str  # of the whole image
     box: tuple  # corners (x1, y1, x2, y2) in its pixels: of the detection, or of the object that was missed
+    class_name: str | None  # of the detection; None where an object has none, at whatever score
+    score: float | None  # likewise
+    truth_class: str | None  # of the object that it errs about or that was missed; None where nothing is
+    iou: float | None  # of the two; None where one of them is not
     picture: np.ndarray  # uint8 RGB [height, width, 3], sides of at most TILE pixels
 
     @property
     def place(self) -> str:
         """The image's name and the box, for who wants to look it up."""
         return f"{os.path.basename(self.path)}: {', '.join(f'{side:.0f}' for side in self.box)}"
+
+    def values(self) -> dict:
+        """The same for a file."""
+        return {
+            "image": self.path,
+            "box_xyxy": list(self.box),
+            "class": self.class_name,
+            "score": self.score,
+            "truth_class": self.truth_class,
+            "iou": self.iou,
+        }
 
 
 def worst_examples(
@@ -90,26 +105,32 @@ def write_sheets(folder: str | os.PathLike, examples: dict) -> list[str]:
 
 def _false_positive(errors: Errors, index: int, paths: dict, class_names) -> Example:
     matches, truth = errors.matches, errors.truth[index]
-    caption = f"{class_names[matches.class_index[index]]} {_figure(matches.score[index])}"
-    labelled = np.zeros((0, 4))
+    name, score = class_names[matches.class_index[index]], float(matches.score[index])
+    caption, truth_name, iou, labelled = f"{name} {_figure(score)}", None, None, np.zeros((0, 4))
     if truth >= 0:
-        caption += f", IoU {_figure(errors.iou[index])} with {class_names[matches.truth_class[truth]]}"
+        truth_name, iou = class_names[matches.truth_class[truth]], float(errors.iou[index])
+        caption += f", IoU {_figure(iou)} with {truth_name}"
         labelled = matches.truth_boxes[[truth]]
-    path = paths[int(matches.image_id[index])]
-    return _example(caption, path, matches.boxes[index], matches.boxes[[index]], labelled)
+    path, box = paths[int(matches.image_id[index])], matches.boxes[index]
+    picture = _cut_out(path, matches.boxes[[index]], labelled)
+    return Example(caption, path, _corners(box), name, score, truth_name, iou, picture)
 
 
 def _missed(matches: Matches, index: int, paths: dict, class_names) -> Example:
     x1, y1, x2, y2 = matches.truth_boxes[index]
-    lower = matches.detection[index]
-    found = f"found at {_figure(matches.score[lower])}" if lower >= 0 else "never found"
-    caption = f"{class_names[matches.truth_class[index]]}, {x2 - x1:.0f} x {y2 - y1:.0f} px, {found}"
-    path = paths[int(matches.truth_image_id[index])]
-    return _example(caption, path, matches.truth_boxes[index], np.zeros((0, 4)), matches.truth_boxes[[index]])
+    truth_name, lower = class_names[matches.truth_class[index]], matches.detection[index]
+    found, detected = "never found", (None, None, None)
+    if lower >= 0:  # by a detection of its class, of a score that nobody sees
+        score, iou = float(matches.score[lower]), float(matches.iou[lower])
+        found, detected = f"found at {_figure(score)}", (truth_name, score, iou)
+    caption = f"{truth_name}, {x2 - x1:.0f} x {y2 - y1:.0f} px, {found}"
+    path, (name, score, iou) = paths[int(matches.truth_image_id[index])], detected
+    picture = _cut_out(path, np.zeros((0, 4)), matches.truth_boxes[[index]])
+    return Example(caption, path, _corners(matches.truth_boxes[index]), name, score, truth_name, iou, picture)
 
 
-def _example(caption: str, path: str, box, detected, labelled) -> Example:
-    return Example(caption, path, tuple(np.round(box, 1).tolist()), _cut_out(path, detected, labelled))
+def _corners(box) -> tuple:
+    return tuple(np.round(box, 1).tolist())
 
 
 def _figure(value: float) -> str:

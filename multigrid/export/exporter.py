@@ -199,8 +199,9 @@ def _scores(runtimes: dict, options: ExportOptions, class_names, samples, tell) 
     before, after = (figures["mAP"] for figures in found.values())
     lost = None if before is None or after is None else before - after
     if lost is not None:
+        rule = "" if options.suppression else " (one class a cell: not the mAP of multigrid evaluate)"
         tell(
-            f"mAP on {len(samples)} images in {time.perf_counter() - start:.1f} s: {before:.4f} in Keras, "
+            f"mAP on {len(samples)} images in {time.perf_counter() - start:.1f} s{rule}: {before:.4f} in Keras, "
             f"{after:.4f} in {options.format} {options.quantize}, lost {lost:.4f}"
         )
     return {"images": len(samples), **found, "lost": lost}

@@ -30,7 +30,7 @@ def library(name: str):
             raise
         raise InputError(
             f"export: expected the library {package}, received none; "
-            "install it with pip install 'multigrid-detector[export]'"
+            "install it with pip install -e '.[export]' in the project's folder"
         ) from None
 
 

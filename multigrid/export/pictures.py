@@ -46,6 +46,30 @@ def letterboxed_batch(paths: Sequence, input_size: tuple[int, int]) -> np.ndarra
     return np.stack([letterboxed(path, input_size)[0] for path in paths])
 
 
+def readable_batch(paths: Sequence, input_size: tuple[int, int]) -> tuple[np.ndarray, list[InputError]]:
+    """Those image files that can be read, and what is wrong with the others.
+
+    Args:
+        paths: image files.
+        input_size: (height, width) in pixels.
+
+    Returns:
+        uint8 [N, height, width, 3] in the order of the paths, see `letterboxed`, and an error for each other path.
+
+    Raises:
+        InputError: none of them can be read.
+    """
+    images, errors = [], []
+    for path in paths:
+        try:
+            images.append(letterboxed(path, input_size)[0])
+        except InputError as error:
+            errors.append(error)
+    if not images:
+        raise InputError(f"expected images, received {len(errors)} files that cannot be read, first {errors[0]}")
+    return np.stack(images), errors
+
+
 def drawn_batch(count: int, input_size: tuple[int, int]) -> np.ndarray:
     """Drawn scenes as uint8 [count, height, width, 3], for where there are no images."""
     return np.stack([draw_scene(seed, image_size=input_size).image for seed in range(count)])
