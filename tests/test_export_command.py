@@ -43,12 +43,17 @@ def run(trained, *words):
     return main(["export", "--config", str(trained / "config.yaml"), "--weights", str(weights), *map(str, words)])
 
 
+def scenes_of(trained) -> pathlib.Path:
+    """The folder of the images that the labels name."""
+    labels = pathlib.Path(yaml.safe_load((trained / "config.yaml").read_text())["data"]["train"])
+    return (labels.parent / labels.read_text().split(" ")[0]).parent
+
+
 @needs_tensorflow
 def test_int8_is_calibrated_on_a_folder_and_says_what_it_costs(trained, tmp_path, capsys, monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
-    # that of the scenes: there may be pictures of the training too
-    folder = max((path.parent for path in trained.parent.rglob("*.jpg")), key=lambda one: len(list(one.iterdir())))
+    folder = scenes_of(trained)
     words = ("--format", "onnx", "--quantize", "int8", "--calibration", folder, "--calibration-images", 3, "--json")
     assert run(trained, *words) == 0
     output = capsys.readouterr()
@@ -68,7 +73,7 @@ def calibrated(trained, folder):
 
 
 def test_broken_images_of_the_calibration_are_named_and_left_out(trained, tmp_path, capsys):
-    whole = sorted(trained.parent.rglob("*.jpg"))[:2]
+    whole = sorted(scenes_of(trained).glob("*.jpg"))[:2]
     for path, name in zip(whole, ("b.jpg", "d.jpg"), strict=True):
         shutil.copy(path, tmp_path / name)
     (tmp_path / "a.jpg").write_text("no image")
