@@ -10,9 +10,10 @@ from small_runs import make_config
 
 from multigrid import assembly
 from multigrid.cli import main
-from multigrid.cli.evaluate import TEST_TIME_AUGMENTATION
+from multigrid.cli.evaluate import TEST_TIME_AUGMENTATION, summary
 from multigrid.config import ConfigLoader
 from multigrid.data.shapes import CLASS_NAMES
+from multigrid.evaluation.agnostic import class_agnostic_metrics
 from multigrid.evaluation.evaluator import coco_metrics
 from multigrid.evaluation.run import evaluate
 from multigrid.prediction.predictor import Predictor
@@ -90,6 +91,7 @@ def test_the_metrics_are_those_of_the_written_detections(run_dir, written):
     shown = [result for result in results if result["score"] >= threshold]
     assert sum(sum(row[:-1]) for row in counts) == len(shown) and 0 < len(shown) < len(results)
     assert metrics["voc"].keys() == {"iou", "AP_11point", "AP_every_point"}
+    assert metrics["class_agnostic"] == class_agnostic_metrics(truth, results)
 
 
 def test_the_table_has_a_row_a_class_and_blanks_where_there_is_no_figure(written):
@@ -116,6 +118,16 @@ def test_config_and_weights_say_the_same_as_the_run_and_the_lines_say_what_was_m
     assert "test: 3 images" in shown and f"written to {folder}: report.html" in shown
     assert shown.index("mAP50") < shown.index(written[1]["verdict"]) < shown.index("VOC AP at IoU 0.5")
     assert "of it in the network" in shown and "VOC AP at IoU 0.5" in shown
+    agnostic = written[1]["metrics"]["class_agnostic"]
+    assert f"all classes as one: mAP {agnostic['mAP']:.4g}, mAP50 {agnostic['mAP50']:.4g}\n" in shown
+
+
+def test_one_class_is_not_told_twice(written):
+    metrics, seconds = written[1]["metrics"], {"network": 1.0, "all": 2.0, "command": 3.0}
+    lines = summary(metrics, seconds)
+    (name, *_), figures = metrics["per_class"], metrics["per_class"].values()
+    alone = summary({**metrics, "per_class": {name: next(iter(figures))}}, seconds)
+    assert lines[0].startswith("all classes as one") and alone == lines[1:]
 
 
 def test_test_time_augmentation_looks_six_times(run_dir):

@@ -12,11 +12,13 @@ from browser import open_browser
 from everywhere import SIZE, everywhere, scenes
 from labelled_boxes import results_of, truth_of
 
+from multigrid.detection.records import to_records
 from multigrid.evaluation import html_parts
 from multigrid.evaluation.errors import FALSE_POSITIVES, KINDS, find_errors
+from multigrid.evaluation.evaluator import coco_metrics, to_coco_ground_truth
 from multigrid.evaluation.html_report import PLOTS, write_report
 from multigrid.evaluation.matching import match
-from multigrid.evaluation.run import evaluate
+from multigrid.evaluation.run import Evaluation, evaluate
 from multigrid.evaluation.sheets import worst_examples
 from multigrid.prediction.predictor import Predictor
 
@@ -91,6 +93,17 @@ def test_the_page_says_what_the_files_say(written):
     for row in funnel["at_confidence"]:
         assert f"{row['confidence']:g} {row['detections']} {row['per_image']:.1f}" in said
     assert f"{evaluation.metrics['mAP']:.3f} mAP" in said
+    agnostic = evaluation.full_metrics["class_agnostic"]
+    assert f"all classes as one, mAP is {agnostic['mAP']:.3f} and AP50 {agnostic['mAP50']:.3f}." in said
+
+
+@pytest.mark.parametrize("names", [["die"], ["die", "card"]])
+def test_one_class_is_not_told_twice(tmp_path, names):
+    samples = scenes(tmp_path, [(0, UPPER)])
+    truth, records = to_coco_ground_truth(samples, names), to_records(4, [UPPER], [0.9], [0])
+    evaluation = Evaluation(coco_metrics(truth, records), records, truth, 0.25, None, {})
+    write_report(tmp_path, evaluation, samples, names)
+    assert ("With all classes as one, mAP is 1.000" in text_of(page_of(tmp_path))) == (len(names) > 1)
 
 
 def test_the_files_add_up(written):

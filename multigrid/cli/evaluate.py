@@ -65,7 +65,9 @@ def summary(metrics: dict, seconds: dict) -> list[str]:
         metrics: `Evaluation.full_metrics`.
         seconds: `Evaluation.seconds`, and as "command" those of the command until now.
     """
-    lines, voc = [], metrics["voc"]
+    lines, voc, agnostic = [], metrics["voc"], metrics["class_agnostic"]
+    if len(metrics["per_class"]) > 1 and agnostic["mAP"] is not None:
+        lines.append(f"all classes as one: mAP {agnostic['mAP']:.4g}, mAP50 {agnostic['mAP50']:.4g}")
     if metrics["best_threshold"] is not None:
         lines.append(
             f"best F1 {metrics['f1']:.4g} at confidence {metrics['best_threshold']:.4g}: "

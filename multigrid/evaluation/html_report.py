@@ -187,7 +187,11 @@ def _classes(metrics: dict) -> str:
     known = [column for column in CLASS_COLUMNS if any(column in figures for figures in per_class.values())]
     rows = [(name, *(figures.get(column) for column in known)) for name, figures in per_class.items()]
     heads = [{"f1": "best F1", "best_threshold": "at confidence"}.get(column, column) for column in known]
-    return parts.section("Classes", parts.table(["class", *heads], rows))
+    agnostic, said = metrics["class_agnostic"], []
+    if len(per_class) > 1 and agnostic["mAP"] is not None:
+        words = f"With all classes as one, mAP is {agnostic['mAP']:.3f} and AP50 {agnostic['mAP50']:.3f}."
+        said.append(parts.paragraph(words, "faint"))
+    return parts.section("Classes", *said, parts.table(["class", *heads], rows))
 
 
 def _plots(folder: pathlib.Path) -> str | None:

@@ -15,6 +15,7 @@ from multigrid.detection.pipeline import DetectionPipeline
 from multigrid.detection.records import as_results, to_records
 from multigrid.detection.trace import Trace
 from multigrid.evaluation import files
+from multigrid.evaluation.agnostic import AGNOSTIC_FIGURES, class_agnostic_metrics
 from multigrid.evaluation.calibration import calibration
 from multigrid.evaluation.confusion import confusion_matrix
 from multigrid.evaluation.curves import Curve, curves_of
@@ -68,7 +69,8 @@ class Evaluation:
         Returns:
             `metrics`; with "precision", "recall", "f1" and "best_threshold" of the threshold where the F1 of all
             detections in one list is highest, in "per_class" of the one where the class's own is; "voc", and VOC's two
-            figures in "per_class" too; "confusion" at `predict_threshold`; "calibration".
+            figures in "per_class" too; "class_agnostic", mAP, mAP50 and mAP75 as if all classes were one; "confusion"
+            at `predict_threshold`; "calibration".
         """
         voc = voc_ap(self.ground_truth, self.records)
         voc_per_class = voc.pop("per_class")
@@ -82,9 +84,16 @@ class Evaluation:
             **pooled.best(),
             "per_class": per_class,
             "voc": voc,
+            "class_agnostic": self._class_agnostic(),
             "confusion": confusion_matrix(self.ground_truth, self.records, self.predict_threshold),
             "calibration": calibration(self.matches.score, self.matches.true_positive),
         }
+
+    def _class_agnostic(self) -> dict:
+        """`class_agnostic_metrics`; of one class the metrics themselves, for none of its boxes is another class's."""
+        if len(self.class_names) == 1:
+            return {name: self.metrics[name] for name in AGNOSTIC_FIGURES}
+        return class_agnostic_metrics(self.ground_truth, self.records)
 
     def save(self, folder: str | os.PathLike) -> list[str]:
         """Writes metrics, detections, ground truth and plots into a folder, which is made; see `files`.
