@@ -28,7 +28,7 @@ def clusters(seed=3):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_fit_finds_the_centres_that_the_boxes_were_drawn_around(seed):
     centres, sizes = clusters()
-    fitted = fit_anchors(sizes, seed=seed)
+    fitted = fit_anchors(sizes, seed=seed, deal="area")
     by_area = centres[np.argsort(centres.prod(axis=1))].reshape(3, 3, 2)[::-1]
     # The median of 20 draws with deviation 5 % lies within 1.25 * 5 % / sqrt(20) = 1.4 %; 5 % is over three of those.
     np.testing.assert_allclose(fitted.sizes, by_area, rtol=0.05)
@@ -40,8 +40,9 @@ def test_the_same_seed_gives_the_same_anchors_and_the_order_of_boxes_hardly_matt
     np.testing.assert_allclose(fit_anchors(sizes[::-1], seed=5).sizes, fit_anchors(sizes, seed=5).sizes, rtol=0.02)
 
 
-def test_the_coarsest_scale_gets_the_largest_anchors_small_to_large():
-    areas = fit_anchors(clusters()[1]).flat().prod(axis=1).reshape(3, 3)
+@pytest.mark.parametrize("deal", anchor_fit.DEALS)
+def test_the_coarsest_scale_gets_the_largest_anchors_small_to_large(deal):
+    areas = fit_anchors(clusters()[1], deal=deal).flat().prod(axis=1).reshape(3, 3)
     assert (np.diff(areas, axis=1) >= 0).all()
     assert areas[0].min() >= areas[1].max() and areas[1].min() >= areas[2].max()
 
@@ -55,13 +56,13 @@ def test_as_many_distinct_sizes_as_anchors_become_the_anchors():
     # Nine sizes, the first one a hundred times: eight seeds would fall on it if copies counted as sizes of their own.
     distinct = np.asarray(YOLO, dtype="float32").reshape(-1, 2)
     sizes = np.concatenate([distinct, np.repeat(distinct[:1], 100, axis=0)])
-    assert fit_anchors(sizes) == Anchors.from_flat(distinct)
+    assert fit_anchors(sizes, deal="area") == Anchors.from_flat(distinct)
 
 
 def test_sizes_a_rounding_error_apart_are_one():
     sizes = np.asarray(YOLO, dtype="float32").reshape(-1, 2)[:8]
     with pytest.raises(InputError, match="at least 9 distinct box sizes to fit, received 8"):
-        fit_anchors(np.concatenate([sizes, sizes + np.float32(1e-4)]))
+        fit_anchors(np.concatenate([sizes, sizes + np.float32(1e-4)]), deal="area")
 
 
 def test_seeds_are_distinct_however_often_one_size_occurs():
@@ -85,9 +86,9 @@ def test_a_centre_without_boxes_moves_to_the_worst_matched_box():
 def test_any_boxes_give_finite_anchors_or_a_refusal(boxes, seed):
     if len(set(boxes)) < 6:
         with pytest.raises(InputError, match="expected at least 6 distinct box sizes"):
-            fit_anchors(boxes, count=6, seed=seed)
+            fit_anchors(boxes, count=6, seed=seed, deal="area")
         return
-    fitted = fit_anchors(boxes, count=6, seed=seed)
+    fitted = fit_anchors(boxes, count=6, seed=seed, deal="area")
     assert fitted.sizes.shape == (3, 2, 2)
     # A median of boxes lies among them.
     assert fitted.sizes.min() >= np.min(boxes) - 0.01 and fitted.sizes.max() <= np.max(boxes) + 0.01
@@ -106,7 +107,7 @@ def test_any_boxes_give_finite_anchors_or_a_refusal(boxes, seed):
 )
 def test_what_cannot_be_fitted_is_refused(sizes, count, message):
     with pytest.raises(InputError, match=message):
-        fit_anchors(sizes, count=count)
+        fit_anchors(sizes, count=count, deal="area")
 
 
 def test_more_boxes_than_the_limit_are_sampled(monkeypatch):
@@ -114,7 +115,51 @@ def test_more_boxes_than_the_limit_are_sampled(monkeypatch):
     centres, sizes = clusters()
     assert len(sizes) > 200
     by_area = centres[np.argsort(centres.prod(axis=1))].reshape(3, 3, 2)[::-1]
-    np.testing.assert_allclose(fit_anchors(sizes).sizes, by_area, rtol=0.08)
+    np.testing.assert_allclose(fit_anchors(sizes, deal="area").sizes, by_area, rtol=0.08)
+
+
+# ---------------------------------------------------------------------------------------------------- dealt by stride
+
+
+def test_a_box_goes_to_the_scale_where_it_is_nearest_to_three_cells():
+    # Three cells are 96, 48 and 24 pixels; halfway between, as a ratio, lie 67.9 and 33.9.
+    sizes = [[96, 96], [60, 80], [57, 80], [48, 48], [20, 60], [19, 59], [24, 24], [3, 4], [900, 700]]
+    # The sides of squares of these areas: 96, 69.3, 67.5, 48, 34.6, 33.5, 24, 3.5, 794.
+    assert anchor_fit.suited_scale(sizes).tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 0]
+
+
+def test_objects_of_nearly_one_size_belong_to_one_scale():
+    sizes = np.random.default_rng(4).uniform((40, 44), (62, 66), (300, 2))
+    assert match_statistics(fit_anchors(sizes, deal="area"), sizes).scale_shares != (0.0, 1.0, 0.0)
+    fit = match_statistics(fit_anchors(sizes), sizes)
+    assert fit.scale_shares == (0.0, 1.0, 0.0) and fit.mean_iol > 0.85
+
+
+def test_a_scale_with_too_few_boxes_gets_sizes_that_suit_it():
+    # One size of 25 x 22 for stride 8, none for 32; three anchors of 3 cells · 2^(-1/4, 0, 1/4) would be typical.
+    sizes = [[25, 22]] * 5 + [[40, 50], [44, 52], [60, 58]]
+    coarse, middle, fine = fit_anchors(sizes).sizes
+    np.testing.assert_allclose(coarse, [[80.73, 80.73], [96, 96], [114.16, 114.16]])
+    np.testing.assert_allclose(middle, [[40, 50], [44, 52], [60, 58]])
+    np.testing.assert_allclose(fine, [[25, 22], [24, 24], [28.54, 28.54]])  # by area: 550, 576, 815
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 400), st.integers(1, 400)), min_size=1, max_size=40), st.integers(0, 99))
+def test_any_boxes_give_anchors_that_suit_their_scale_and_survive_their_file(boxes, seed):
+    fitted = fit_anchors(boxes, count=6, seed=seed)
+    assert fitted.sizes.shape == (3, 2, 2)
+    for row in range(3):
+        own = np.asarray(boxes)[anchor_fit.suited_scale(boxes) == row]
+        allowed = np.concatenate([own, anchor_fit.typical_sizes((32, 16, 8)[row], 2)])
+        # A median of boxes lies among them.
+        assert (fitted.sizes[row] >= allowed.min(axis=0) - 0.01).all()
+        assert (fitted.sizes[row] <= allowed.max(axis=0) + 0.01).all()
+
+
+def test_another_way_to_deal_is_refused():
+    with pytest.raises(ValueError, match="deal: expected one of stride, area, received 'size'"):
+        fit_anchors([[5, 6]], deal="size")
 
 
 def test_the_statistics_are_those_counted_by_hand():

@@ -1,10 +1,11 @@
 """Trains from scratch on a data set, tests once, and appends the figures to a table.
 
-    python benchmarks/accuracy/run.py --data FOLDER [--seed 1] [key=value ...]
+    python benchmarks/accuracy/run.py --data FOLDER [--experiment FILE.yaml] [--seed 1] [key=value ...]
 
-FOLDER holds train.txt, val.txt and test.txt in any label layout that is named so, and classes.txt. Anchors are fitted
-to train.txt; the best weights are those of the best validation mAP; test.txt is looked at once, at the end, by the
-project's evaluator and by pycocotools on the files it wrote. The two must agree to 1e-4.
+The settings are those of scratch.yaml, under those of the experiment, under the keys given. FOLDER holds train.txt,
+val.txt and test.txt in any label layout that is named so, and classes.txt. Anchors are fitted to train.txt; the best
+weights are those of the best validation mAP; test.txt is looked at once, at the end, by the project's evaluator and by
+pycocotools on the files it wrote. The two must agree to 1e-4.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import time
 
+import yaml
+
 from multigrid.cli import main as multigrid
 
 CONFIG = pathlib.Path(__file__).with_name("scratch.yaml")
@@ -25,23 +28,26 @@ AGREEMENT = 1e-4
 
 def main() -> int:
     options = _options()
-    folder = pathlib.Path(options.output_dir or f"runs/accuracy-{options.name}-{options.seed}")
+    folder = run_folder(options.name, options.seed, options.experiment, options.output_dir)
     anchors, began = folder.with_name(f"{folder.name}-anchors.txt"), time.time()
     settings = [f"data.{split}={options.data / f'{split}.txt'}" for split in ("train", "val", "test")]
-    settings += [f"data.classes={options.classes}", *options.overrides, f"training.seed={options.seed}"]
+    experiment = settings_of(options.experiment) if options.experiment else []
+    overrides = [*experiment, *options.overrides]
+    settings += [f"data.classes={options.classes}", *overrides, f"training.seed={options.seed}"]
     run = ["--config", str(CONFIG), *settings]
     _do("anchors", *run, "--output", str(anchors))
     run.append(f"data.anchors={anchors}")
     _do("train", *run, f"output.dir={folder}")
     weights = folder / "weights" / "best.weights.h5"
     minutes = (time.time() - began) / 60
-    row = {"commit": _commit(), "data": options.name, "seed": options.seed, "settings": " ".join(options.overrides)}
+    row = {"commit": _commit(), "data": options.name, "seed": options.seed, "settings": " ".join(overrides)}
     row["minutes"] = round(minutes, 1)
     for split in ("val", "test"):
         results = folder / split
         _do("evaluate", *run, "--weights", str(weights), "--split", split, "--output-dir", str(results))
         metrics = json.loads((results / "metrics.json").read_text())
         row |= {f"{split}_{name}": round(metrics[name], 4) for name in ("mAP50", "mAP")}
+        row[f"{split}_agnostic_mAP"] = round(metrics["class_agnostic"]["mAP"], 4)
     row["test_by_class"] = " ".join(f"{name} {one['AP']:.3f}" for name, one in metrics["per_class"].items())
     other = _pycocotools(folder / "test")
     differences = {name: abs(other[name] - metrics[name]) for name in other}
@@ -51,13 +57,33 @@ def main() -> int:
     return 0 if max(differences.values()) <= AGREEMENT else 1
 
 
+def run_folder(name: str, seed: int, experiment: pathlib.Path | None = None, folder=None) -> pathlib.Path:
+    """Where a run lies: in the folder given, or in one that says data set, experiment and seed."""
+    words = ["accuracy", name, *([experiment.stem] if experiment else []), str(seed)]
+    return pathlib.Path(folder or f"runs/{'-'.join(words)}")
+
+
+def settings_of(experiment: pathlib.Path) -> list[str]:
+    """The settings of an experiment's file, which is a part of a config, as `key.sub=value`."""
+
+    def flat(values: dict, prefix: str = ""):
+        for key, value in values.items():
+            if isinstance(value, dict) and value:
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}={json.dumps(value)}"
+
+    return list(flat(yaml.safe_load(experiment.read_text(encoding="utf-8"))))
+
+
 def _options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder of train.txt, val.txt and test.txt")
     parser.add_argument("--classes", type=pathlib.Path, help="file of class names (FOLDER/classes.txt)")
+    parser.add_argument("--experiment", type=pathlib.Path, help="YAML of settings that lie over scratch.yaml")
     parser.add_argument("--name", help="of the data set in the table (the folder's name)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--output-dir", help="the run folder (runs/accuracy-NAME-SEED)")
+    parser.add_argument("--output-dir", help="the run folder (runs/accuracy-NAME[-EXPERIMENT]-SEED)")
     parser.add_argument("--table", type=pathlib.Path, default=pathlib.Path("runs/accuracy.csv"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args()

@@ -9,6 +9,7 @@ suppression.png beside the table.
 
 import argparse
 import pathlib
+from collections.abc import Sequence
 
 import matplotlib
 import pandas as pd
@@ -38,7 +39,7 @@ def main() -> None:
     options, rest = parser.parse_known_args()
     overrides = [word for word in [*map(str, options.runs), *rest] if "=" in word]
     runs = [run for run in options.runs if "=" not in str(run)]
-    rows = [row for run in runs for row in _of_run(run, overrides)]
+    rows = [row for run in runs for row in measured_rules(run, overrides)]
     options.output_dir.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame(rows)
     frame.to_csv(options.output_dir / "suppression.csv", index=False)
@@ -49,7 +50,7 @@ def main() -> None:
     report.say(f"written to {options.output_dir}: suppression.csv, suppression.png")
 
 
-def _of_run(run: pathlib.Path, overrides: list) -> list[dict]:
+def measured_rules(run: pathlib.Path, overrides: Sequence[str] = ()) -> list[dict]:
     """One row for everything that is tried on a run."""
     predictor = Predictor.from_run(run, overrides, evaluating=True)
     config = ConfigLoader.load(run / "config.yaml", overrides)

@@ -20,6 +20,12 @@ def add_verb(verbs) -> None:
         "--output", default="anchors.txt", help="the file to write; a picture goes beside it (%(default)s)"
     )
     parser.add_argument("--count", type=int, default=9, help="how many, a multiple of 3 (%(default)s)")
+    parser.add_argument(
+        "--deal",
+        choices=("stride", "area"),
+        default="stride",
+        help="fit each scale to the boxes that suit its cells, or all at once and deal them by area (%(default)s)",
+    )
     parser.add_argument("--layout", choices=("line", "scales"), default="line", help="one line in all, or one a scale")
 
 
@@ -41,7 +47,7 @@ def run_anchors(options) -> int:
     samples = assembly.read_split(config, "train", read_class_names(config.data.classes))
     sizes = assembly.network_sizes(samples, config.model.input_size)
     try:
-        fitted = fit_anchors(sizes, count=options.count, seed=config.training.seed)
+        fitted = fit_anchors(sizes, count=options.count, seed=config.training.seed, deal=options.deal)
     except InputError as error:
         raise InputError(f"data.train ({config.data.train}): {error}") from None
     before = None

@@ -250,10 +250,11 @@ class LossConfig(_Section):
         ("batch",),
         description="Divides every part: by images of the batch, positive cells, or all cells; a list multiplies them.",
     )
-    assignment: Literal["inside", "paper", "single", "best"] = Field(
-        "best",
+    assignment: Literal["inside", "paper", "single", "best", "ranked"] = Field(
+        "ranked",
         description="Which of the 3×3 cells around a centre answer for the object (are positive): those whose centre "
-        "lies in its box, all, only the centre's own, or the four that predict it best at the moment.",
+        "lies in its box, all, only the centre's own, or the four that predict it best at the moment; or (ranked), of "
+        "those in every scale whose centre lies in its box, the nine that predict it best, confident by their rank.",
     )
     localization: Literal["ciou", "giou", "diou", "mse"] = Field("ciou", description="Loss of a positive cell's box.")
     classification: Literal["bce", "softmax", "focal"] = Field("bce", description="Loss of a positive cell's class.")
@@ -292,9 +293,7 @@ class DetectionConfig(_Section):
         "stays where it is, overlap being IoU (nms), distance IoU or intersection over the larger area; or the others "
         "lose score (soft_nms); or all are fused one by one (wbf).",
     )
-    nms_threshold: Number = Field(
-        0.5, ge=0, le=1, description="Above this overlap two boxes of a class say the same."
-    )
+    nms_threshold: Number = Field(0.5, ge=0, le=1, description="Above this overlap two boxes of a class say the same.")
     soft_sigma: Number = Field(
         0.5, gt=0, description="With soft_nms: exp(-IoU² / soft_sigma) of the weaker box's score is left."
     )

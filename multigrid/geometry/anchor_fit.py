@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from multigrid.errors import InputError
-from multigrid.geometry.anchors import Anchors
+from multigrid.geometry.anchors import Anchors, strides_of
 from multigrid.geometry.boxes import iol
 
 RESTARTS = 8
@@ -19,9 +19,11 @@ MAX_ITERATIONS = 100
 # k-means settles on far fewer boxes than a large data set holds; more only cost time.
 FIT_LIMIT = 20_000
 WORST_SHOWN = 3
+DEALS = ("stride", "area")
+SUITED_CELLS = 3.0  # side, in cells, of the objects that a scale is for: the 3×3 cells of one then cover it
 
 
-def fit_anchors(sizes_wh, count: int = 9, scales: int = 3, seed: int = 0) -> Anchors:
+def fit_anchors(sizes_wh, count: int = 9, scales: int = 3, seed: int = 0, deal: str = "stride") -> Anchors:
     """The anchors that match a data set's boxes best: k-means with the distance 1 - IoL, several restarts.
 
     Of more than `FIT_LIMIT` boxes a random sample of that many is used.
@@ -31,27 +33,80 @@ def fit_anchors(sizes_wh, count: int = 9, scales: int = 3, seed: int = 0) -> Anc
         count: the number of anchors, a multiple of `scales`.
         scales: the number of scales.
         seed: of the restarts; the same seed gives the same anchors.
+        deal: "stride": boxes go to the scale whose cells suit their size, see `suited_scale`, and each scale's anchors
+            are fitted to its own boxes; one with fewer distinct sizes than anchors gets `typical_sizes` besides.
+            "area": all anchors are fitted to all boxes and dealt by area, as many to each scale, as in YOLOv3.
 
     Returns:
         Anchors, rounded to 0.01 pixel.
 
     Raises:
-        InputError: fewer distinct sizes than anchors, sizes that are not positive, or a count that cannot be dealt.
+        InputError: fewer distinct sizes than anchors ("area"), sizes that are not positive, or a count that cannot be
+            dealt.
+        ValueError: `deal` is another word.
     """
+    if deal not in DEALS:
+        raise ValueError(f"deal: expected one of {', '.join(DEALS)}, received {deal!r}")
     if count < 1 or count % scales:
         raise InputError(f"anchors: expected a count that is a multiple of {scales} scales, received {count}")
     sizes = _checked_sizes(sizes_wh)
     random = np.random.default_rng(seed)
     if len(sizes) > FIT_LIMIT:
         sizes = random.choice(sizes, FIT_LIMIT, replace=False)
-    # Letterboxing leaves boxes of one size a rounding error apart; anchors are rounded to a hundredth too.
-    rounded = np.maximum(np.round(sizes, 2), 0.01)
-    distinct, weights = np.unique(rounded, axis=0, return_counts=True)
+    if deal == "area":
+        return Anchors.from_flat(_fitted(sizes, count, random), scales)
+    strides, suited = strides_of(scales), suited_scale(sizes, scales)
+    own = [sizes[suited == scale] for scale in range(scales)]
+    return Anchors([_of_scale(own[row], stride, count // scales, random) for row, stride in enumerate(strides)])
+
+
+def suited_scale(sizes_wh, scales: int = 3) -> np.ndarray:
+    """The scale whose cells suit the size of each box: the side of a square of its area is nearest to `SUITED_CELLS`.
+
+    Nearest as a ratio, so that with strides 32, 16 and 8 the scales meet at 68 and 34 pixels. Where anchors follow
+    k-means alone, objects of nearly one size are shared out among all scales, and each has to learn them.
+
+    Args:
+        sizes_wh: [N, 2] float, (width, height) in input pixels.
+        scales: the number of scales.
+
+    Returns:
+        [N] int, 0 the coarsest.
+    """
+    side = np.sqrt(np.prod(np.asarray(sizes_wh, "float64"), axis=1))
+    cells = side[:, None] / np.asarray(strides_of(scales))
+    return np.abs(np.log(cells / SUITED_CELLS)).argmin(axis=1)
+
+
+def typical_sizes(stride: int, count: int) -> np.ndarray:
+    """Squares that spread over the sizes which suit a scale: [count, 2] in pixels, small to large."""
+    sides = SUITED_CELLS * stride * 2.0 ** (np.linspace(-0.5, 0.5, count + 2)[1:-1])
+    return np.stack([sides, sides], axis=1)
+
+
+def _of_scale(sizes: np.ndarray, stride: int, count: int, random: np.random.Generator) -> np.ndarray:
+    """The anchors of one scale, small to large."""
+    distinct = np.unique(_rounded(sizes), axis=0)
+    if len(distinct) >= count:
+        sides = _fitted(sizes, count, random)
+    else:
+        sides = np.concatenate([distinct, typical_sizes(stride, count)[len(distinct) :]])
+    sides = _rounded(sides)
+    return sides[np.argsort(sides.prod(axis=1), kind="stable")]
+
+
+def _fitted(sizes: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """The centres [count, 2] of the best of several k-means."""
+    distinct, weights = np.unique(_rounded(sizes), axis=0, return_counts=True)
     if len(distinct) < count:
         raise InputError(f"anchors: expected at least {count} distinct box sizes to fit, received {len(distinct)}")
     fits = [_k_means(sizes, _spread_seeds(distinct, weights, count, random)) for _ in range(RESTARTS)]
-    _, best = max(fits, key=lambda fit: fit[0])
-    return Anchors.from_flat(np.maximum(np.round(best, 2), 0.01), scales)
+    return _rounded(max(fits, key=lambda fit: fit[0])[1])
+
+
+def _rounded(sizes: np.ndarray) -> np.ndarray:
+    """To a hundredth of a pixel, as anchors are; letterboxing leaves boxes of one size a rounding error apart."""
+    return np.maximum(np.round(sizes, 2), 0.01)
 
 
 def _spread_seeds(distinct: np.ndarray, weights: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:

@@ -77,7 +77,7 @@ class Anchors:
     @property
     def strides(self) -> tuple[int, ...]:
         """Input pixels a cell, coarse to fine: (32, 16, 8) for three scales."""
-        return tuple(STRIDES[-1] * 2**power for power in reversed(range(self.num_scales)))
+        return strides_of(self.num_scales)
 
     def flat(self) -> np.ndarray:
         """All sizes, float32 [scales * A, 2], coarse to fine: index = scale * A + anchor."""
@@ -94,6 +94,11 @@ class Anchors:
 
     def __hash__(self):
         return hash((self.sizes.shape, self.sizes.tobytes()))
+
+
+def strides_of(scales: int) -> tuple[int, ...]:
+    """Input pixels a cell of so many scales, coarse to fine: (32, 16, 8) for three."""
+    return tuple(STRIDES[-1] * 2**power for power in reversed(range(scales)))
 
 
 def read_anchors(path: str | os.PathLike, scales: int = 3) -> Anchors:
