@@ -16,6 +16,7 @@ from multigrid.geometry import cells as cell_geometry
 ASSIGNMENTS = ("inside", "paper", "single", "best", "ranked")
 COMPETING = {"best": 4, "ranked": 9}  # assignments by what cells predict now, and how many an object keeps
 EVERY_SCALE = ("ranked",)  # assignments where the nine cells of all scales may claim an object, not of one alone
+LEAST_IOL = 0.25  # of an object and the best anchor of another scale than its own, for that scale to claim it too
 FIT_FLOOR = 0.05  # added to the IoU, so that cells whose boxes overlap nothing yet are told apart by their distance
 FIT_DECAY = 0.3  # how fast the fit falls with the squared distance, in cells, of a cell's centre from the object's
 NINE = len(cell_geometry.NEIGHBOURHOOD)
@@ -50,8 +51,8 @@ def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None)
         anchors_wh: [scales, A, 2] float, (width, height) in input pixels, coarse to fine.
         assignment: in the object's own scale, "paper": all nine cells; "single": the one that holds the centre;
             "inside": that one and those neighbours whose centre lies inside the box; "best": the four of the nine whose
-            predicted box fits best at this moment. "ranked": of the cells of "inside" in every scale the nine that fit
-            best at this moment, each with the standing that its fit earns.
+            predicted box fits best at this moment. "ranked": of the cells of "inside", in every scale with an
+            anchor of nearly that size, the nine that fit best at this moment, with the standing that their fit earns.
         predicted_boxes: [B, N, 4] float corners, every cell's present prediction; "best" and "ranked" need it.
 
     Returns:
@@ -64,15 +65,15 @@ def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None)
     center, size = box_geometry.centers_and_sizes(boxes)
     valid = (classes >= 0) & ops.all(size > 0.0, axis=-1)
     size = ops.where(valid[..., None], size, 1.0)
-    own_scale, scale, anchor, log_size = _match(size, anchors_wh, assignment in EVERY_SCALE)
+    own_scale, scale, anchor, log_size, suits = _match(size, anchors_wh, assignment in EVERY_SCALE)
     stride = ops.take(ops.convert_to_tensor(layout.strides, "float32"), scale, axis=0)
     center = center[:, :, None] / stride[..., None]
     cell_xy, cell, exists = (_claims(values) for values in cell_geometry.nine_cells(center, scale, layout))
-    scale, stride, anchor, log_size, center = (
-        ops.repeat(values, NINE, axis=2) for values in (scale, stride, anchor, log_size, center)
+    scale, stride, anchor, log_size, center, suits = (
+        ops.repeat(values, NINE, axis=2) for values in (scale, stride, anchor, log_size, center, suits)
     )
     offset = center - cell_xy
-    claimed = exists & valid[..., None]
+    claimed = exists & valid[..., None] & suits
     own = _own_cells(own_scale, scale)
     if assignment == "single":
         claimed = claimed & own
@@ -138,9 +139,9 @@ def target_grids(targets: Targets, layout, anchors_per_scale: int, num_classes: 
 
 
 def _match(size, anchors_wh, every_scale: bool):
-    """Own scale [B, M]; and by the scales that may claim, V of them, scale and best anchor there [B, M, V], by IoL.
+    """Own scale [B, M]; and of each of the V scales that may claim: which, its best anchor by IoL, and how that fits.
 
-    And, [B, M, V, 2], ln(size / anchor).
+    Scale and anchor are [B, M, V] int32, ln(size / anchor) [B, M, V, 2], and whether the scale suits [B, M, V] bool.
     """
     anchors_wh = ops.convert_to_tensor(anchors_wh, "float32")
     scales, per_scale = anchors_wh.shape[:2]
@@ -155,7 +156,8 @@ def _match(size, anchors_wh, every_scale: bool):
         scale = own_scale[..., None]
         anchor = ops.take_along_axis(anchor, scale, axis=-1)
     log_size = ops.log(size[:, :, None] / ops.take(table, scale * per_scale + anchor, axis=0))
-    return own_scale, scale, anchor, log_size
+    suits = ops.take_along_axis(ops.max(overlap, axis=-1), scale, axis=-1) >= LEAST_IOL
+    return own_scale, scale, anchor, log_size, suits | (scale == own_scale[..., None])
 
 
 def _claims(values):
