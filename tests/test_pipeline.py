@@ -94,7 +94,7 @@ def test_rescoring_is_the_decoders(detector):
     assert [pipeline_of(detector, rescore=word).model.get_layer("decode").rescore for word in (False, True)] == [0, 1]
 
 
-@pytest.mark.parametrize("rule", ["nms", "soft_nms", "wbf", "consensus"])
+@pytest.mark.parametrize("rule", ["nms", "soft_nms", "wbf", "consensus", "vote"])
 def test_no_step_of_the_trace_counts_more_than_the_one_before(pipeline, image, rule, monkeypatch):
     monkeypatch.setattr(pipeline, "suppression", Suppression(rule))
     monkeypatch.setattr(pipeline, "max_detections", 7)

@@ -167,6 +167,20 @@ def test_consensus_moves_the_best_box_to_the_mean_of_those_that_agree_with_it():
     np.testing.assert_allclose(found.scores, [0.9, 0.4, 0.3], atol=1e-6)
 
 
+def test_a_vote_puts_what_many_see_before_what_one_sees():
+    # against the first: moved by 2 and by 3 go, as above; the one moved by 4 stays and takes the one moved by 6; the
+    # one far away is alone
+    boxes = boxes_of((0, 0, 10, 20), (2, 0, 12, 20), (50, 0, 60, 9), (3, 0, 13, 20), (4, 0, 14, 20), (6, 0, 16, 20))
+    candidates, _ = sorted_candidates(boxes, [0.9, 0.6, 0.55, 0.5, 0.54, 0.2], [0, 0, 0, 0, 0, 0])
+    found = Suppression("vote", 0.5)(candidates)
+    # sums 0.9 + 0.6 + 0.5 = 2.0, 0.55, 0.54 + 0.2 = 0.74: 0.9 sqrt(2 / 3) = .734847, 0.55 sqrt(.55 / 1.55) = .327626,
+    # 0.54 sqrt(.74 / 1.74) = .352156, which passes the one that scored more
+    np.testing.assert_allclose(found.scores, [0.734847, 0.352156, 0.327626], atol=1e-6)
+    assert candidates.boxes[found.leads, 0].tolist() == [0, 4, 50]
+    np.testing.assert_allclose(found.boxes[0], [1.035211, 0, 11.035211, 20], atol=1e-5)
+    assert len(Suppression("vote", 0.5)(candidates, least_score=0.34).scores) == 2
+
+
 def test_fused_boxes_move_with_every_member_that_joins_them():
     # The third, moved by 4, overlaps the first by 120 / 280 = .43 alone, and the fused box of the first two, moved by
     # 2 x .6 / 1.5 = .8, by (10 - 3.2) x 20 / (400 - 136) = .515: it joins.

@@ -44,7 +44,7 @@ def test_boxes_outside_the_image_are_lost_at_the_box(detector):
 
 
 def test_no_step_counts_more_than_the_step_before(detector):
-    for suppression in ("nms", "soft_nms", "wbf", "consensus"):
+    for suppression in ("nms", "soft_nms", "wbf", "consensus", "vote"):
         trace, found = traced(detector, np.zeros((70, 45, 3), np.uint8), suppression=suppression, max_detections=9)
         assert np.all(np.diff(trace.counts, axis=1) <= 0)
         assert trace.counts[0, -1].sum() == len(found) == 9

@@ -24,7 +24,7 @@ from multigrid.detection.suppression import Suppression
 from multigrid.evaluation.evaluator import coco_metrics, to_coco_ground_truth, to_coco_results
 
 OVERLAPS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
-BY_OVERLAP = ("nms", "diou_nms", "iol_nms", "wbf", "consensus")
+BY_OVERLAP = ("nms", "diou_nms", "iol_nms", "wbf", "consensus", "vote")
 TRIED = [
     *({"rule": rule, "threshold": overlap} for rule in BY_OVERLAP for overlap in OVERLAPS),
     *({"rule": "soft_nms", "sigma": sigma} for sigma in (0.1, 0.3, 0.5, 0.7, 1.0)),

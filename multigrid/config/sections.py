@@ -287,11 +287,11 @@ class DetectionConfig(_Section):
     rescore: StrictBool = Field(
         False, description="Multiply scores by the probability of the anchor that the cell prefers."
     )
-    suppression: Literal["nms", "soft_nms", "diou_nms", "iol_nms", "wbf", "consensus"] = Field(
+    suppression: Literal["nms", "soft_nms", "diou_nms", "iol_nms", "wbf", "consensus", "vote"] = Field(
         "consensus",
-        description="What becomes of boxes that say the same: the best stays and moves to their mean (consensus); or "
-        "stays where it is, overlap being IoU (nms), distance IoU or intersection over the larger area; or the others "
-        "lose score (soft_nms); or all are fused one by one (wbf).",
+        description="What becomes of boxes that say the same: the best stays and moves to their mean (consensus), and "
+        "its score follows how many agree (vote); or it stays where it is, overlap being IoU (nms), distance IoU or "
+        "intersection over the larger area; or the others lose score (soft_nms); or all are fused one by one (wbf).",
     )
     nms_threshold: Number = Field(0.5, ge=0, le=1, description="Above this overlap two boxes of a class say the same.")
     soft_sigma: Number = Field(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from keras import ops
 
+from multigrid.detection.suppression import support
 from multigrid.geometry.boxes import overlaps
 
-RULES = ("nms", "consensus")  # those of `detection.suppression` that are here too
+RULES = ("nms", "consensus", "vote")  # those of `detection.suppression` that are here too
 
 MAX_CANDIDATES = 512  # the matrix of their overlaps has the square of it, and costs more than the network at 1000
 
@@ -35,7 +36,8 @@ def suppressed(
         iou_threshold: a box that overlaps a better one of its class by more goes.
         max_detections: D, the most that are kept.
         max_candidates: the most that are looked at, best scores first.
-        rule: "nms", or "consensus", where what a box removes has a say in where it lies.
+        rule: "nms"; "consensus", where what a box removes has a say in where it lies; or "vote", where it also has one
+            in the score.
         rounds: see `kept_by`.
 
     Returns:
@@ -50,12 +52,18 @@ def suppressed(
     valid = score >= score_threshold
     rivals = rivalry(corners, index % classes, iou_threshold)
     keep = kept_by(rivals, valid, rounds)
-    if rule == "consensus":
-        corners = means_of_views(corners, ops.where(valid, score, 0.0), rivals, keep)
+    if rule != "nms":
+        views = views_of(ops.where(valid, score, 0.0), rivals, keep)
+        corners = means_of_views(corners, views)
 
     kept = min(max_detections, candidates)
     best, position = ops.top_k(ops.where(keep, score, -1.0), kept)  # of equal scores the first comes first
     position = ops.cast(position, "int32")
+    if rule == "vote":
+        total = ops.take_along_axis(ops.sum(views, axis=-1), position, axis=1)
+        voted = best * support(total)
+        best, order = ops.top_k(ops.where((best >= 0.0) & (voted >= score_threshold), voted, -1.0), kept)
+        position = ops.take_along_axis(position, ops.cast(order, "int32"), axis=1)
     found = best >= 0.0
     detections = {
         "boxes": ops.where(found[..., None], ops.take_along_axis(corners, position[..., None], axis=1), 0.0),
@@ -116,24 +124,36 @@ def kept_by(rivals, valid, rounds: int | None = None):
     return state[0] > 0.0
 
 
-def means_of_views(boxes, scores, rivals, keep):
-    """Boxes of those that are kept, moved to the mean of what they remove, weighed by the square of the scores.
+def views_of(scores, rivals, keep):
+    """For every candidate that is kept the scores of those that see the same: its own, and of what it removes.
 
     Args:
-        boxes: [B, K, 4] float32 corners, highest score first.
-        scores: [B, K] float32, 0 of those that have no say.
+        scores: [B, K] float32, highest first, 0 of those that have no say.
         rivals: [B, K, K] of `rivalry`.
         keep: [B, K] bool.
 
     Returns:
-        [B, K, 4] float32 corners; of the others anything.
+        [B, K, K] float32, 0 of the others; the rows of those that are not kept are 0.
     """
-    count = boxes.shape[1]
+    count = scores.shape[1]
     rank = ops.arange(count, dtype="int32")
     removes = ops.logical_and(keep[:, :, None], rivals > 0.0)
     lead = ops.min(ops.where(removes, rank[:, None], count), axis=1)  # the best of those that remove it
     lead = ops.where(keep, rank, lead)
-    weights = ops.where(ops.equal(rank[:, None], lead[:, None]), ops.square(scores)[:, None], 0.0)
+    return ops.where(ops.equal(rank[:, None], lead[:, None]), scores[:, None], 0.0)
+
+
+def means_of_views(boxes, views):
+    """Boxes of those that are kept, moved to the mean of their views, weighed by the square of the scores.
+
+    Args:
+        boxes: [B, K, 4] float32 corners, highest score first.
+        views: [B, K, K] of `views_of`.
+
+    Returns:
+        [B, K, 4] float32 corners; of the others anything.
+    """
+    weights = ops.square(views)
     return ops.matmul(weights, boxes) / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-30)
 
 

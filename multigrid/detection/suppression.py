@@ -19,6 +19,7 @@ from multigrid.geometry.boxes import diou, intersection_over_larger, iou, overla
 
 DEFAULTS = DetectionConfig()
 BLOCK = 64  # candidates that are compared with each other at once
+SUPPORT_POWER = 0.5  # see `support`
 
 
 class Survivors(NamedTuple):
@@ -155,13 +156,44 @@ def consensus(options: Suppression, candidates: Candidates, limit: int | None) -
     becomes the mean of all these views, weighed by the square of their scores (measured: better than the score itself,
     and than its cube). The score stays the survivor's.
     """
+    found, _ = _merged(options, candidates, limit)
+    return found
+
+
+def vote(options: Suppression, candidates: Candidates, limit: int | None) -> Survivors:
+    """`consensus`, and the score says how many agree: it is multiplied by `support` of the sum of the views' scores.
+
+    Several cells look for every object; what only one of them sees is more often nothing.
+    """
+    found, total = _merged(options, candidates, limit)
+    return found._replace(scores=(support(total) * found.scores).astype(candidates.scores.dtype))
+
+
+def support(total):
+    """What `vote` multiplies a score by where the scores of all views add up to this: (total / (1 + total))^(1/2).
+
+    Args:
+        total: [...] float >= 0, a NumPy array or a tensor.
+
+    Returns:
+        [...] float in [0, 1), likewise.
+
+    Source: of this project.
+    """
+    return (total / (1.0 + total)) ** SUPPORT_POWER
+
+
+def _merged(options: Suppression, candidates: Candidates, limit: int | None) -> tuple[Survivors, np.ndarray]:
+    """The survivors, each at the mean of itself and what it removes, and the sum of the scores of these views."""
     kept, lead = _greedy_by_iou(options, candidates, limit)
     member = np.flatnonzero(lead >= 0)
     group = lead[member]
-    weight = np.maximum(candidates.scores[member].astype("float64"), 1e-9) ** 2
+    scores = candidates.scores[member].astype("float64")
+    weight = np.maximum(scores, 1e-9) ** 2
     total = np.bincount(group, weight, len(kept))
     sides = [np.bincount(group, weight * candidates.boxes[member, side], len(kept)) / total for side in range(4)]
-    return Survivors(np.stack(sides, axis=1).astype(candidates.boxes.dtype), candidates.scores[kept], kept)
+    boxes = np.stack(sides, axis=1).astype(candidates.boxes.dtype)
+    return Survivors(boxes, candidates.scores[kept], kept), np.bincount(group, scores, len(kept))
 
 
 RULES: dict[str, Callable[[Suppression, Candidates, int | None], Survivors]] = {
@@ -171,6 +203,7 @@ RULES: dict[str, Callable[[Suppression, Candidates, int | None], Survivors]] = {
     "iol_nms": iol_nms,
     "wbf": weighted_boxes,
     "consensus": consensus,
+    "vote": vote,
 }
 
 

@@ -25,7 +25,7 @@ class GraphSuppression:
     iou_threshold: float  # overlap above which the weaker of two boxes of a class goes
     max_detections: int  # rows of every output
     max_candidates: int = MAX_CANDIDATES  # (cell, class) pairs that are looked at, best scores first
-    rule: str = "nms"  # or "consensus"
+    rule: str = "nms"  # a word of `graph_suppression.RULES`
     rounds: int | None = None  # of the rule, for a graph without loops
 
 
