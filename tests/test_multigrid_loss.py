@@ -178,34 +178,41 @@ def plain_box(cell, anchor, key, activation):
     return (center_x - width / 2, center_y - height / 2, center_x + width / 2, center_y + height / 2)
 
 
-def plain_match(width, height):
-    """(scale, anchor) of the best intersection over the larger area."""
-    shares = {}
+def plain_matches(width, height):
+    """scale -> (intersection over the larger area, anchor) of its best anchor."""
+    found = {}
     for scale, anchors in enumerate(ANCHORS):
-        for index, (w, h) in enumerate(anchors):
-            shares[scale, index] = min(width, w) * min(height, h) / max(width * height, w * h)
-    return max(shares, key=shares.get)
+        shares = [min(width, w) * min(height, h) / max(width * height, w * h) for w, h in anchors]
+        found[scale] = (max(shares), int(np.argmax(shares)))
+    return found
 
 
-def plain_claims(box, scale, predicted, assignment):
-    """The cells that an object wants: key -> rank, the least of which has the cell."""
+def plain_claims(box, predicted, assignment):
+    """The cells that an object wants: key -> (rank, anchor, fit); the least rank has the cell."""
     x1, y1, x2, y2 = box
-    stride, (rows, columns) = STRIDES[scale], SHAPES[scale]
-    x, y = (x1 + x2) / 2 / stride, (y1 + y2) / 2 / stride
-    ranks, fits = {}, {}
-    for row, column in itertools.product(range(rows), range(columns)):
-        if abs(row - math.floor(y)) > 1 or abs(column - math.floor(x)) > 1:
+    matches = plain_matches(x2 - x1, y2 - y1)
+    own_scale = max(matches, key=lambda scale: matches[scale][0])
+    wanted = {}
+    for scale, (rows, columns) in enumerate(SHAPES):
+        likeness, anchor = matches[scale]
+        if scale != own_scale and not (assignment == "ranked" and likeness >= 0.25):
             continue
-        own = (row, column) == (math.floor(y), math.floor(x))
-        inside = x1 < (column + 0.5) * stride < x2 and y1 < (row + 0.5) * stride < y2
-        if assignment == "single" and not own or assignment == "inside" and not (own or inside):
-            continue
-        squared = (x - column - 0.5) ** 2 + (y - row - 0.5) ** 2
-        ranks[scale, row, column] = (not own, squared, (x2 - x1) * (y2 - y1))
-        overlap = plain_overlap("iou", predicted[scale, row, column], box)
-        fits[scale, row, column] = (overlap + 0.05) * math.exp(-0.3 * squared)
-    best = sorted(fits, key=fits.get)[-4:]
-    return {key: rank for key, rank in ranks.items() if assignment != "best" or key in best}
+        stride = STRIDES[scale]
+        x, y = (x1 + x2) / 2 / stride, (y1 + y2) / 2 / stride
+        for row, column in itertools.product(range(rows), range(columns)):
+            if abs(row - math.floor(y)) > 1 or abs(column - math.floor(x)) > 1:
+                continue
+            middle = (row, column) == (math.floor(y), math.floor(x))
+            own = middle and scale == own_scale
+            inside = x1 < (column + 0.5) * stride < x2 and y1 < (row + 0.5) * stride < y2
+            if assignment == "single" and not own or assignment in ("inside", "ranked") and not (own or inside):
+                continue
+            squared = (x - column - 0.5) ** 2 + (y - row - 0.5) ** 2
+            overlap = plain_overlap("iou", predicted[scale, row, column], box)
+            fit = (overlap + 0.05) * math.exp(-0.3 * squared)
+            wanted[scale, row, column] = ((not middle, squared, (x2 - x1) * (y2 - y1)), anchor, fit)
+    kept = {"best": 4, "ranked": 9}.get(assignment, len(wanted))
+    return dict(sorted(wanted.items(), key=lambda item: -item[1][2])[:kept])
 
 
 def plain_choice(kind, logits, index, smoothing=0.0, gamma=2.0, alpha=0.25):
@@ -224,13 +231,13 @@ def plain_choice(kind, logits, index, smoothing=0.0, gamma=2.0, alpha=0.25):
     return loss
 
 
-def plain_confidence(predicted, box, options):
+def plain_confidence(predicted, box, standing, options):
     """What the objectness of a cell that answers for the box should say."""
     quality = plain_overlap("iou", predicted, box) ** options["iou_power"]
-    return 1 - options["iou_blend"] + options["iou_blend"] * quality
+    return standing * (1 - options["iou_blend"] + options["iou_blend"] * quality)
 
 
-def plain_positive(cell, key, box, label, anchor, predicted, options):
+def plain_positive(cell, key, box, label, anchor, confidence, options):
     """The four parts of one cell that answers for one object."""
     scale, row, column = key
     size = ANCHORS[scale][anchor]
@@ -247,17 +254,17 @@ def plain_positive(cell, key, box, label, anchor, predicted, options):
     focal = (options["focal_gamma"], options["focal_alpha"])
     return {
         "localization": localization,
-        "object": plain_bce(plain_confidence(predicted, box, options), cell[4]),
+        "object": plain_bce(confidence, cell[4]),
         "anchor": plain_choice(options["anchor"], cell[5:FIRST_CLASS], anchor),
         "classification": weight
         * plain_choice(options["classification"], cell[FIRST_CLASS:], label, options["label_smoothing"], *focal),
     }
 
 
-def plain_consensus(raw, owned, box, anchor, options):
-    """Squared distances of what the cells of one object say from what they say on average, added up."""
+def plain_consensus(raw, owned, box, options):
+    """Squared distances of what the cells of one object, key -> anchor, say from what they say on average, by scale."""
     said = []
-    for key in owned:
+    for key, anchor in owned.items():
         cell = raw[key]
         predicted = plain_box(cell, ANCHORS[key[0]][anchor], key, options["offset_activation"])
         sides = [max(1.0, box[2] - box[0]), max(1.0, box[3] - box[1])] * 2
@@ -267,7 +274,9 @@ def plain_consensus(raw, owned, box, anchor, options):
             shares = [math.exp(logit) / together for logit in cell[FIRST_CLASS:]]
         corners = [p / side for p, side in zip(predicted, sides, strict=True)]
         said.append([*corners, plain_sigmoid(cell[4]), *shares])
-    return len(owned) * np.var(said, axis=0).sum() if said else 0.0
+    distances = ((np.array(said) - np.mean(said, axis=0)) ** 2).sum(axis=1) if said else []
+    scales = [key[0] for key in owned]
+    return np.bincount(np.array(scales, int), distances, minlength=3)
 
 
 def plain_suppression(cell, predicted, key, objects, owned):
@@ -295,23 +304,26 @@ def plain_sums(batch, **changes):
         for key, cell in raw.items():
             preferred = max(range(2), key=lambda index, cell=cell: cell[5 + index])
             predicted[key] = plain_box(cell, ANCHORS[key[0]][preferred], key, options["offset_activation"])
+        claims = [plain_claims(box, predicted, options["assignment"]) for box, _ in objects]
         owners = {}
-        for index, (box, label) in enumerate(objects):
-            scale, anchor = plain_match(box[2] - box[0], box[3] - box[1])
-            for key, rank in plain_claims(box, scale, predicted, options["assignment"]).items():
-                owners.setdefault(key, []).append(((*rank, index), box, label, anchor))
-        winners = {key: min(claims)[0][-1] for key, claims in owners.items()}
-        owned = [[key for key, winner in winners.items() if winner == index] for index in range(len(objects))]
+        for index, wanted in enumerate(claims):
+            for key, (rank, _, _) in wanted.items():
+                owners.setdefault(key, []).append((*rank, index))
+        winners = {key: min(ranks)[-1] for key, ranks in owners.items()}
+        owned = [{key: wanted[key][1] for key in wanted if winners[key] == i} for i, wanted in enumerate(claims)]
         for index, (box, _) in enumerate(objects):
-            scale, anchor = plain_match(box[2] - box[0], box[3] - box[1])
-            sums["consensus"][scale] += plain_consensus(raw, owned[index], box, anchor, options)
+            sums["consensus"] += plain_consensus(raw, owned[index], box, options)
         for key, cell in raw.items():
             scale = key[0]
-            if key in owners:
-                _, box, label, anchor = min(owners[key])
+            if key in winners:
+                index = winners[key]
+                (box, label), fits = objects[index], {k: claims[index][k][2] for k in owned[index]}
+                standing = fits[key] / max(fits.values()) if options["assignment"] == "ranked" else 1.0
+                confidence = plain_confidence(predicted[key], box, standing, options)
                 counts["positives"][scale] += 1
-                counts["confidence"][scale] += plain_confidence(predicted[key], box, options)
-                for name, value in plain_positive(cell, key, box, label, anchor, predicted[key], options).items():
+                counts["confidence"][scale] += confidence
+                anchor = owned[index][key]
+                for name, value in plain_positive(cell, key, box, label, anchor, confidence, options).items():
                     sums[name][scale] += value
             elif any(plain_overlap("iou", predicted[key], box) > options["ignore_threshold"] for box, _ in objects):
                 counts["ignored"][scale] += 1
@@ -833,7 +845,7 @@ def test_the_config_gives_the_same_loss_back():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"assignment": "all"}, "assignment: expected one of inside, paper, single, best, received 'all'"),
+        ({"assignment": "all"}, "assignment: expected one of inside, paper, single, best, ranked, received 'all'"),
         ({"localization": "iou"}, "localization: expected one of ciou, diou, giou, mse, received 'iou'"),
         ({"classification": "mse"}, "classification: expected one of bce, softmax, focal, received 'mse'"),
         ({"anchor": "focal"}, "anchor: expected one of softmax, bce, received 'focal'"),
