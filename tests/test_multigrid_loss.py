@@ -194,8 +194,8 @@ def plain_claims(box, predicted, assignment):
     own_scale = max(matches, key=lambda scale: matches[scale][0])
     wanted = {}
     for scale, (rows, columns) in enumerate(SHAPES):
-        likeness, anchor = matches[scale]
-        if scale != own_scale and not (assignment == "ranked" and likeness >= 0.25):
+        _, anchor = matches[scale]
+        if scale != own_scale and not (assignment == "ranked" and abs(scale - own_scale) == 1):
             continue
         stride = STRIDES[scale]
         x, y = (x1 + x2) / 2 / stride, (y1 + y2) / 2 / stride
@@ -292,7 +292,7 @@ def plain_sums(batch, **changes):
     options = {**OPTIONS, **changes}
     boxes, classes, grids = batch
     sums = {name: np.zeros(3) for name in (*LOSS_PARTS, *OPTIONAL_LOSS_PARTS)}
-    counts = {name: np.zeros(3) for name in ("positives", "ignored", "negatives", "confidence")}
+    counts = {name: np.zeros(3) for name in ("positives", "ignored", "negatives", "weight", "confidence")}
     for image in range(len(boxes)):
         objects = [(b, int(c)) for b, c in zip(boxes[image].tolist(), classes[image], strict=True) if c >= 0]
         raw = {
@@ -312,7 +312,8 @@ def plain_sums(batch, **changes):
         winners = {key: min(ranks)[-1] for key, ranks in owners.items()}
         owned = [{key: wanted[key][1] for key in wanted if winners[key] == i} for i, wanted in enumerate(claims)]
         for index, (box, _) in enumerate(objects):
-            sums["consensus"] += plain_consensus(raw, owned[index], box, options)
+            weight = 4 / max(len(owned[index]), 1) if options["assignment"] == "ranked" else 1.0
+            sums["consensus"] += weight * plain_consensus(raw, owned[index], box, options)
         for key, cell in raw.items():
             scale = key[0]
             if key in winners:
@@ -321,10 +322,12 @@ def plain_sums(batch, **changes):
                 standing = fits[key] / max(fits.values()) if options["assignment"] == "ranked" else 1.0
                 confidence = plain_confidence(predicted[key], box, standing, options)
                 counts["positives"][scale] += 1
-                counts["confidence"][scale] += confidence
+                weight = 4 / len(owned[index]) if options["assignment"] == "ranked" else 1.0
+                counts["weight"][scale] += weight
+                counts["confidence"][scale] += weight * confidence
                 anchor = owned[index][key]
                 for name, value in plain_positive(cell, key, box, label, anchor, confidence, options).items():
-                    sums[name][scale] += value
+                    sums[name][scale] += weight * value
             elif any(plain_overlap("iou", predicted[key], box) > options["ignore_threshold"] for box, _ in objects):
                 counts["ignored"][scale] += 1
                 sums["suppression"][scale] += plain_suppression(cell, predicted, key, objects, owned)

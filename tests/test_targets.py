@@ -219,7 +219,7 @@ def plain_ranking(box, predicted):
     likeness_of_scale = [max(map(likeness, anchors)) for anchors in ANCHORS]
     for scale, (stride, (rows, columns)) in enumerate(zip(STRIDES, SHAPES, strict=True)):
         own_scale = likeness_of_scale[scale] == max(likeness_of_scale)
-        if not own_scale and likeness_of_scale[scale] < 0.25:
+        if abs(scale - int(np.argmax(likeness_of_scale))) > 1:
             continue
         own = min(int(center[0] // stride), columns - 1), min(int(center[1] // stride), rows - 1)
         for column, row in [(own[0] + x, own[1] + y) for x in (-1, 0, 1) for y in (-1, 0, 1)]:

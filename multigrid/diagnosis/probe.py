@@ -21,11 +21,11 @@ AGREEMENT = 1e-5  # relative; between the probe's total and what `evaluate` repo
 SCALES = LOSS_PARTS | OPTIONAL_LOSS_PARTS
 # whose number each part is divided by; the others are shared out over all cells
 CELLS_OF_PARTS = {
-    **dict.fromkeys(("localization", "object", "anchor", "classification", "consensus"), "positives"),
+    **dict.fromkeys(("localization", "object", "anchor", "classification", "consensus"), "weight"),
     "no_object": "negatives",
     "suppression": "ignored",
 }
-UNITS = {"positives": "positive cell", "negatives": "negative cell", "ignored": "ignored cell", "cells": "cell"}
+UNITS = {"weight": "positive cell", "negatives": "negative cell", "ignored": "ignored cell", "cells": "cell"}
 
 
 class ProbeMismatchError(RuntimeError):
@@ -197,7 +197,7 @@ def _best_constant_outputs(detector, targets, grids) -> list:
     batch = len(targets.classes)
     vectors = _frequencies_and_means(detector, targets)
     counts = _plain(detector.criterion.breakdown(targets, _constant_outputs(vectors, grids, batch))).counts
-    share = counts["confidence"] / np.maximum(counts["positives"] + counts["negatives"], 1.0)
+    share = counts["confidence"] / np.maximum(counts["weight"] + counts["negatives"], 1.0)
     for vector, logit in zip(vectors, _log_odds(share), strict=True):
         vector[4] = logit
     return _constant_outputs(vectors, grids, batch)

@@ -21,9 +21,10 @@ NORMALIZERS = ("batch", "positives", "grid")
 class LossBreakdown(NamedTuple):
     """Every part of the loss for one batch; S scales, coarse to fine.
 
-    Counted are images, cells, objects, claims, positives, negatives and ignored; "confidence" is the sum of what
-    objectness should say in the positive cells. Where replicas share a batch, counts and normalizers are those of the
-    whole batch, while total, parts and sums are of this replica's images: their sum over the replicas is the loss.
+    Counted are images, cells, objects, claims, positives, negatives and ignored; "weight" is the sum of what the
+    positive cells count for, "confidence" that of weight times what their objectness should say. Where replicas share a
+    batch, counts and normalizers are those of the whole batch, while total, parts and sums are of this replica's
+    images: their sum over the replicas is the loss.
     """
 
     total: object  # scalar float32: the sum of coefficient · part over parts and scales
@@ -185,7 +186,7 @@ class MultiGridLoss:
             redundant = self._suppression(channels.objectness, predicted, ignored_cell, encoded)
             sums["suppression"] = _by_scale_of_cells(redundant, layout)
         counts = _count(encoded, layout, negative_cell, ignored_cell)
-        counts["confidence"] = _by_scale_of_claims(quality, encoded, layout)
+        counts["confidence"] = _by_scale_of_claims(encoded.weight * quality, encoded, layout)
         (everywhere,) = sum_over_replicas([ops.stack(list(counts.values()))])
         counts = dict(zip(counts, ops.unstack(everywhere), strict=True))
         normalizers = self._normalizers(counts)
@@ -251,7 +252,7 @@ class MultiGridLoss:
         if "consensus" in self.parts:
             classes = (ops.softmax if self.classification == "softmax" else ops.sigmoid)(raw.classes)
             values["consensus"] = components.consensus(boxes, true_boxes, ops.sigmoid(raw.objectness), classes, won)
-        return {name: _by_scale_of_claims(value, encoded, layout) for name, value in values.items()}
+        return {name: _by_scale_of_claims(encoded.weight * value, encoded, layout) for name, value in values.items()}
 
     def _boxes(self, offsets, log_sizes, encoded, layout):
         """What positive cells predict, against the matched anchor, and the true boxes; one unit box for the others."""
@@ -309,6 +310,7 @@ def _count(encoded, layout, negative_cell, ignored_cell) -> dict:
         "objects": ops.einsum("bm,bms->s", valid, in_scale),
         "claims": _by_scale_of_claims(ones, encoded, layout, encoded.claimed),
         "positives": _by_scale_of_claims(ones, encoded, layout),
+        "weight": _by_scale_of_claims(encoded.weight, encoded, layout),
         "negatives": _by_scale_of_cells(ops.cast(negative_cell, "float32"), layout),
         "ignored": _by_scale_of_cells(ops.cast(ignored_cell, "float32"), layout),
     }

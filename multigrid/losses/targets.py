@@ -15,8 +15,8 @@ from multigrid.geometry import cells as cell_geometry
 
 ASSIGNMENTS = ("inside", "paper", "single", "best", "ranked")
 COMPETING = {"best": 4, "ranked": 9}  # assignments by what cells predict now, and how many an object keeps
-EVERY_SCALE = ("ranked",)  # assignments where the nine cells of all scales may claim an object, not of one alone
-LEAST_IOL = 0.25  # of an object and the best anchor of another scale than its own, for that scale to claim it too
+EVERY_SCALE = ("ranked",)  # assignments where the nine cells of other scales too may claim an object
+OBJECT_WEIGHT = 4.0  # cells that an object of "ranked" counts as, however many answer for it
 FIT_FLOOR = 0.05  # added to the IoU, so that cells whose boxes overlap nothing yet are told apart by their distance
 FIT_DECAY = 0.3  # how fast the fit falls with the squared distance, in cells, of a cell's centre from the object's
 NINE = len(cell_geometry.NEIGHBOURHOOD)
@@ -25,7 +25,7 @@ NINE = len(cell_geometry.NEIGHBOURHOOD)
 class Targets(NamedTuple):
     """Claims of cells on objects, padded: B images, M objects, N cells over all scales, and K claims an object.
 
-    K is 9, those of the object's own scale, or 9 · scales, coarse to fine, where every scale may claim it.
+    K is 9, those of the object's own scale, or 9 · scales, coarse to fine, where other scales may claim it too.
     """
 
     boxes: object  # [B, M, 4] float32 corners in input pixels
@@ -39,6 +39,7 @@ class Targets(NamedTuple):
     claimed: object  # [B, M, K] bool, before collisions
     positive: object  # [B, M, K] bool, the claims that won their cell
     standing: object  # [B, M, K] float32 in (0, 1], fit beside the object's best positive cell; 1 unless "ranked"
+    weight: object  # [B, M, K] float32, what the claim counts for in the loss; 1 unless "ranked"
 
 
 def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None) -> Targets:
@@ -51,8 +52,9 @@ def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None)
         anchors_wh: [scales, A, 2] float, (width, height) in input pixels, coarse to fine.
         assignment: in the object's own scale, "paper": all nine cells; "single": the one that holds the centre;
             "inside": that one and those neighbours whose centre lies inside the box; "best": the four of the nine whose
-            predicted box fits best at this moment. "ranked": of the cells of "inside", in every scale with an
-            anchor of nearly that size, the nine that fit best at this moment, with the standing that their fit earns.
+            predicted box fits best at this moment. "ranked": of the cells of "inside", in the own scale and
+            those beside it, the nine that fit best at this moment, each with the standing that its fit earns and with
+            a share of the object's weight.
         predicted_boxes: [B, N, 4] float corners, every cell's present prediction; "best" and "ranked" need it.
 
     Returns:
@@ -65,15 +67,16 @@ def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None)
     center, size = box_geometry.centers_and_sizes(boxes)
     valid = (classes >= 0) & ops.all(size > 0.0, axis=-1)
     size = ops.where(valid[..., None], size, 1.0)
-    own_scale, scale, anchor, log_size, suits = _match(size, anchors_wh, assignment in EVERY_SCALE)
+    own_scale, scale, anchor, log_size = _match(size, anchors_wh, assignment in EVERY_SCALE)
     stride = ops.take(ops.convert_to_tensor(layout.strides, "float32"), scale, axis=0)
     center = center[:, :, None] / stride[..., None]
     cell_xy, cell, exists = (_claims(values) for values in cell_geometry.nine_cells(center, scale, layout))
-    scale, stride, anchor, log_size, center, suits = (
-        ops.repeat(values, NINE, axis=2) for values in (scale, stride, anchor, log_size, center, suits)
+    scale, stride, anchor, log_size, center = (
+        ops.repeat(values, NINE, axis=2) for values in (scale, stride, anchor, log_size, center)
     )
     offset = center - cell_xy
-    claimed = exists & valid[..., None] & suits
+    near = ops.abs(scale - own_scale[..., None]) <= 1
+    claimed = exists & valid[..., None] & near
     own = _own_cells(own_scale, scale)
     if assignment == "single":
         claimed = claimed & own
@@ -83,8 +86,12 @@ def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None)
         fit = ops.where(claimed, _fit(boxes, cell, offset, predicted_boxes, assignment), 0.0)
         claimed = claimed & _among_best(fit, COMPETING[assignment])
     positive = _settle(claimed, cell, offset, ops.prod(size, axis=-1), layout)
-    standing = _standing(fit, positive) if assignment == "ranked" else ops.ones_like(stride)
-    return Targets(boxes, classes, own_scale, scale, cell, offset, anchor, log_size, claimed, positive, standing)
+    standing = weight = ops.ones_like(stride)
+    if assignment == "ranked":
+        standing, weight = _standing(fit, positive), _shared_weight(positive)
+    return Targets(
+        boxes, classes, own_scale, scale, cell, offset, anchor, log_size, claimed, positive, standing, weight
+    )
 
 
 def gather_cells(values, cell):
@@ -139,9 +146,9 @@ def target_grids(targets: Targets, layout, anchors_per_scale: int, num_classes: 
 
 
 def _match(size, anchors_wh, every_scale: bool):
-    """Own scale [B, M]; and of each of the V scales that may claim: which, its best anchor by IoL, and how that fits.
+    """Own scale [B, M]; and by the scales that may claim, V of them, scale and best anchor there [B, M, V], by IoL.
 
-    Scale and anchor are [B, M, V] int32, ln(size / anchor) [B, M, V, 2], and whether the scale suits [B, M, V] bool.
+    And, [B, M, V, 2], ln(size / anchor).
     """
     anchors_wh = ops.convert_to_tensor(anchors_wh, "float32")
     scales, per_scale = anchors_wh.shape[:2]
@@ -156,8 +163,7 @@ def _match(size, anchors_wh, every_scale: bool):
         scale = own_scale[..., None]
         anchor = ops.take_along_axis(anchor, scale, axis=-1)
     log_size = ops.log(size[:, :, None] / ops.take(table, scale * per_scale + anchor, axis=0))
-    suits = ops.take_along_axis(ops.max(overlap, axis=-1), scale, axis=-1) >= LEAST_IOL
-    return own_scale, scale, anchor, log_size, suits | (scale == own_scale[..., None])
+    return own_scale, scale, anchor, log_size
 
 
 def _claims(values):
@@ -197,6 +203,12 @@ def _standing(fit, positive):
     """Fit of positive claims beside the best of the same object; 1 for the others."""
     best = ops.max(ops.where(positive, fit, 0.0), axis=-1, keepdims=True)
     return ops.where(positive, fit, 1.0) / ops.where(positive, best, 1.0)
+
+
+def _shared_weight(positive):
+    """The weight of an object shared out among its positive claims: large and small objects count alike."""
+    number = ops.sum(ops.cast(positive, "float32"), axis=-1, keepdims=True)
+    return ops.where(positive, OBJECT_WEIGHT / ops.maximum(number, 1.0), 1.0)
 
 
 def _settle(claimed, cell, offsets, area, layout):
