@@ -454,8 +454,8 @@ def agreeing_batch(box=FINE, label=1, assignment="paper"):
     won = np.asarray(encoded.positive)[0, 0]
     rows = np.asarray(encoded.cell)[0, 0][won]
     said[0, rows, :2] = np.asarray(cells.offset_logits(ops.convert_to_tensor(encoded.offset)[0, 0], "sigmoid"))[won]
-    said[0, rows, 2:4] = np.asarray(encoded.log_size)[0, 0]
-    said[0, rows, 5 + int(np.asarray(encoded.anchor)[0, 0])] = 4.0
+    said[0, rows, 2:4] = np.asarray(encoded.log_size)[0, 0][won]
+    said[0, rows, 5 + np.asarray(encoded.anchor)[0, 0][won]] = 4.0
     said[0, rows, FIRST_CLASS + label] = 3.0
     return boxes, classes, [np.asarray(grid) for grid in cells.unflatten(ops.convert_to_tensor(said), layout)]
 

@@ -239,8 +239,7 @@ def plain_ranking(box, predicted):
 
 def test_ranked_takes_the_nine_best_of_all_scales_and_ranks_them():
     rng = np.random.default_rng(8)
-    # 49 × 36 suits anchors of two scales, where ten cells lie in it, the others those of one; predictions lie around
-    # the true boxes
+    # a coarse, a middle and a fine box; predictions lie around the true boxes
     truth = np.array([(31, 7, 80, 43), (61, 30.5, 81, 60.5), FINE], "float32")
     predicted = truth[rng.integers(0, 3, CELLS)] + rng.normal(scale=5.0, size=(CELLS, 4)).astype("float32")
     predicted = np.concatenate([np.minimum(predicted[:, :2], predicted[:, 2:] - 1), predicted[:, 2:]], axis=1)
@@ -254,14 +253,15 @@ def test_ranked_takes_the_nine_best_of_all_scales_and_ranks_them():
         standing = {cell: fit / max(expected.values()) for cell, fit in expected.items()}
         assert found == pytest.approx(standing, rel=1e-4)
         assert (encoded.standing[0][~won] == 1.0).all()
+        np.testing.assert_allclose(encoded.weight[0], np.where(won, 4.0 / len(found), 1.0), rtol=1e-6)
         numbers.append((len(found), len(set(encoded.scale[0][won].tolist()))))
-    assert numbers == [(9, 2), (2, 1), (1, 1)]
+    assert numbers == [(9, 2), (9, 3), (2, 2)]
 
 
-def test_only_ranked_gives_a_standing_other_than_one():
+def test_only_ranked_gives_standings_and_weights_other_than_one():
     for assignment in targets.ASSIGNMENTS:
         encoded = encode([MIDDLE, FINE], assignment=assignment, predicted=np.zeros((CELLS, 4), "float32"))
-        assert (encoded.standing < 1.0).any() == (assignment == "ranked")
+        assert (encoded.standing < 1.0).any() == (encoded.weight != 1.0).any() == (assignment == "ranked")
         assert encoded.standing[encoded.positive].max() == 1.0 and encoded.standing.min() > 0.0
 
 
@@ -450,7 +450,8 @@ def test_every_cell_that_answers_decodes_to_its_object(assignment, activation):
         np.testing.assert_allclose(decoded[image, cell[image, index, slot]], boxes[image, index], atol=1e-3)
         assert named[image, cell[image, index, slot]] == classes[image, index]
     # The objects of the first image lie apart, in three scales: none loses a cell. COARSE has no row above it.
-    # Each suits one scale by its size: COARSE (58 × 42) not stride 16, whose largest anchor is 22 % of it.
-    expected = {"single": [1, 1, 1], "paper": [9, 9, 6], "inside": [2, 1, 2], "best": [4, 4, 4], "ranked": [2, 1, 2]}
+    # With "ranked" MIDDLE and COARSE want (3, 1) and (2, 1) of stride 16, each the other's centre: of 6 + 2 cells each
+    # has 7; FINE has one more at stride 16.
+    expected = {"single": [1, 1, 1], "paper": [9, 9, 6], "inside": [2, 1, 2], "best": [4, 4, 4], "ranked": [7, 2, 7]}
     assert won[0, :3].sum(axis=-1).tolist() == expected[assignment]
     assert won[:, :3].any(axis=-1).all()
