@@ -55,9 +55,9 @@ def command_of(path):
 
 def test_there_are_eighteen_pages():
     assert [page.name for page in PAGES] == [
-        "README.md", "architecture.md", "assignment.md", "command-line.md", "configuration.md", "data-formats.md", "detection.md",
-        "devices.md", "evaluation.md", "export.md", "fine-tuning.md", "long-runs.md", "loss.md", "prediction.md",
-        "probe.md", "serving.md", "training.md", "weights.md",
+        "README.md", "architecture.md", "assignment.md", "command-line.md", "configuration.md", "data-formats.md",
+        "detection.md", "devices.md", "evaluation.md", "export.md", "fine-tuning.md", "long-runs.md", "loss.md",
+        "prediction.md", "probe.md", "serving.md", "training.md", "weights.md",
     ]  # fmt: skip
 
 
