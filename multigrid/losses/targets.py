@@ -155,7 +155,7 @@ def _match(size, anchors_wh, every_scale: bool):
     table = ops.reshape(anchors_wh, (-1, 2))
     overlap = box_geometry.iol(size, table)
     overlap = ops.reshape(overlap, (*ops.shape(size)[:2], scales, per_scale))
-    own_scale = ops.cast(ops.argmax(ops.max(overlap, axis=-1), axis=-1), "int32")
+    own_scale = ops.cast(ops.argmax(ops.max(overlap, axis=-1, initial=0.0), axis=-1), "int32")
     anchor = ops.cast(ops.argmax(overlap, axis=-1), "int32")
     if every_scale:
         scale = ops.broadcast_to(ops.arange(scales, dtype="int32"), ops.shape(anchor))
@@ -201,7 +201,7 @@ def _among_best(fit, count: int):
 
 def _standing(fit, positive):
     """Fit of positive claims beside the best of the same object; 1 for the others."""
-    best = ops.max(ops.where(positive, fit, 0.0), axis=-1, keepdims=True)
+    best = ops.max(ops.where(positive, fit, 0.0), axis=-1, keepdims=True, initial=0.0)
     return ops.where(positive, fit, 1.0) / ops.where(positive, best, 1.0)
 
 
