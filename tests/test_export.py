@@ -31,7 +31,7 @@ ANCHORS = [[[40, 28], [48, 44]], [[20, 14], [14, 30]], [[8, 6], [12, 9]]]
 NAMES = ("bar", "disc", "star")
 SIZE = (64, 96)
 CELLS = 2 * 3 + 4 * 6 + 8 * 12
-NMS = GraphSuppression(0.001, 0.5, 40, rule="consensus")
+NMS = GraphSuppression(0.001, 0.5, 40, rule="vote")
 KINDS = [(format, None, nms) for format in FORMATS for nms in (NMS, None)]
 KINDS += [("onnx", "float16", None), ("litert", "int8", None)]  # onnx in int8 is made by the command's test
 KINDS += [

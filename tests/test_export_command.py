@@ -121,6 +121,7 @@ def test_another_backend_is_refused_and_nothing_is_written(trained, tmp_path, ca
     [
         ("soft_nms", "nms", "the graph has greedy NMS, not the config's soft_nms"),
         ("consensus", "consensus", ""),
+        ("vote", "vote", ""),
     ],
 )
 def test_a_rule_that_the_graph_does_not_have_is_named(trained, capsys, rule, graph, said):

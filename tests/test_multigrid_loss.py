@@ -178,41 +178,34 @@ def plain_box(cell, anchor, key, activation):
     return (center_x - width / 2, center_y - height / 2, center_x + width / 2, center_y + height / 2)
 
 
-def plain_matches(width, height):
-    """scale -> (intersection over the larger area, anchor) of its best anchor."""
-    found = {}
+def plain_match(width, height):
+    """(scale, anchor) of the best intersection over the larger area."""
+    shares = {}
     for scale, anchors in enumerate(ANCHORS):
-        shares = [min(width, w) * min(height, h) / max(width * height, w * h) for w, h in anchors]
-        found[scale] = (max(shares), int(np.argmax(shares)))
-    return found
+        for index, (w, h) in enumerate(anchors):
+            shares[scale, index] = min(width, w) * min(height, h) / max(width * height, w * h)
+    return max(shares, key=shares.get)
 
 
-def plain_claims(box, predicted, assignment):
-    """The cells that an object wants: key -> (rank, anchor, fit); the least rank has the cell."""
+def plain_claims(box, scale, predicted, assignment):
+    """The cells that an object wants: key -> rank, the least of which has the cell."""
     x1, y1, x2, y2 = box
-    matches = plain_matches(x2 - x1, y2 - y1)
-    own_scale = max(matches, key=lambda scale: matches[scale][0])
-    wanted = {}
-    for scale, (rows, columns) in enumerate(SHAPES):
-        _, anchor = matches[scale]
-        if scale != own_scale and not (assignment == "ranked" and abs(scale - own_scale) == 1):
+    stride, (rows, columns) = STRIDES[scale], SHAPES[scale]
+    x, y = (x1 + x2) / 2 / stride, (y1 + y2) / 2 / stride
+    ranks, fits = {}, {}
+    for row, column in itertools.product(range(rows), range(columns)):
+        if abs(row - math.floor(y)) > 1 or abs(column - math.floor(x)) > 1:
             continue
-        stride = STRIDES[scale]
-        x, y = (x1 + x2) / 2 / stride, (y1 + y2) / 2 / stride
-        for row, column in itertools.product(range(rows), range(columns)):
-            if abs(row - math.floor(y)) > 1 or abs(column - math.floor(x)) > 1:
-                continue
-            middle = (row, column) == (math.floor(y), math.floor(x))
-            own = middle and scale == own_scale
-            inside = x1 < (column + 0.5) * stride < x2 and y1 < (row + 0.5) * stride < y2
-            if assignment == "single" and not own or assignment in ("inside", "ranked") and not (own or inside):
-                continue
-            squared = (x - column - 0.5) ** 2 + (y - row - 0.5) ** 2
-            overlap = plain_overlap("iou", predicted[scale, row, column], box)
-            fit = (overlap + 0.05) * math.exp(-0.3 * squared)
-            wanted[scale, row, column] = ((not middle, squared, (x2 - x1) * (y2 - y1)), anchor, fit)
-    kept = {"best": 4, "ranked": 9}.get(assignment, len(wanted))
-    return dict(sorted(wanted.items(), key=lambda item: -item[1][2])[:kept])
+        own = (row, column) == (math.floor(y), math.floor(x))
+        inside = x1 < (column + 0.5) * stride < x2 and y1 < (row + 0.5) * stride < y2
+        if assignment == "single" and not own or assignment == "inside" and not (own or inside):
+            continue
+        squared = (x - column - 0.5) ** 2 + (y - row - 0.5) ** 2
+        ranks[scale, row, column] = (not own, squared, (x2 - x1) * (y2 - y1))
+        overlap = plain_overlap("iou", predicted[scale, row, column], box)
+        fits[scale, row, column] = (overlap + 0.05) * math.exp(-0.3 * squared)
+    best = sorted(fits, key=fits.get)[-4:]
+    return {key: rank for key, rank in ranks.items() if assignment != "best" or key in best}
 
 
 def plain_choice(kind, logits, index, smoothing=0.0, gamma=2.0, alpha=0.25):
@@ -231,13 +224,13 @@ def plain_choice(kind, logits, index, smoothing=0.0, gamma=2.0, alpha=0.25):
     return loss
 
 
-def plain_confidence(predicted, box, standing, options):
+def plain_confidence(predicted, box, options):
     """What the objectness of a cell that answers for the box should say."""
     quality = plain_overlap("iou", predicted, box) ** options["iou_power"]
-    return standing * (1 - options["iou_blend"] + options["iou_blend"] * quality)
+    return 1 - options["iou_blend"] + options["iou_blend"] * quality
 
 
-def plain_positive(cell, key, box, label, anchor, confidence, options):
+def plain_positive(cell, key, box, label, anchor, predicted, options):
     """The four parts of one cell that answers for one object."""
     scale, row, column = key
     size = ANCHORS[scale][anchor]
@@ -254,17 +247,17 @@ def plain_positive(cell, key, box, label, anchor, confidence, options):
     focal = (options["focal_gamma"], options["focal_alpha"])
     return {
         "localization": localization,
-        "object": plain_bce(confidence, cell[4]),
+        "object": plain_bce(plain_confidence(predicted, box, options), cell[4]),
         "anchor": plain_choice(options["anchor"], cell[5:FIRST_CLASS], anchor),
         "classification": weight
         * plain_choice(options["classification"], cell[FIRST_CLASS:], label, options["label_smoothing"], *focal),
     }
 
 
-def plain_consensus(raw, owned, box, options):
-    """Squared distances of what the cells of one object, key -> anchor, say from what they say on average, by scale."""
+def plain_consensus(raw, owned, box, anchor, options):
+    """Squared distances of what the cells of one object say from what they say on average, added up."""
     said = []
-    for key, anchor in owned.items():
+    for key in owned:
         cell = raw[key]
         predicted = plain_box(cell, ANCHORS[key[0]][anchor], key, options["offset_activation"])
         sides = [max(1.0, box[2] - box[0]), max(1.0, box[3] - box[1])] * 2
@@ -274,9 +267,7 @@ def plain_consensus(raw, owned, box, options):
             shares = [math.exp(logit) / together for logit in cell[FIRST_CLASS:]]
         corners = [p / side for p, side in zip(predicted, sides, strict=True)]
         said.append([*corners, plain_sigmoid(cell[4]), *shares])
-    distances = ((np.array(said) - np.mean(said, axis=0)) ** 2).sum(axis=1) if said else []
-    scales = [key[0] for key in owned]
-    return np.bincount(np.array(scales, int), distances, minlength=3)
+    return len(owned) * np.var(said, axis=0).sum() if said else 0.0
 
 
 def plain_suppression(cell, predicted, key, objects, owned):
@@ -292,7 +283,7 @@ def plain_sums(batch, **changes):
     options = {**OPTIONS, **changes}
     boxes, classes, grids = batch
     sums = {name: np.zeros(3) for name in (*LOSS_PARTS, *OPTIONAL_LOSS_PARTS)}
-    counts = {name: np.zeros(3) for name in ("positives", "ignored", "negatives", "weight", "confidence")}
+    counts = {name: np.zeros(3) for name in ("positives", "ignored", "negatives", "confidence")}
     for image in range(len(boxes)):
         objects = [(b, int(c)) for b, c in zip(boxes[image].tolist(), classes[image], strict=True) if c >= 0]
         raw = {
@@ -304,30 +295,24 @@ def plain_sums(batch, **changes):
         for key, cell in raw.items():
             preferred = max(range(2), key=lambda index, cell=cell: cell[5 + index])
             predicted[key] = plain_box(cell, ANCHORS[key[0]][preferred], key, options["offset_activation"])
-        claims = [plain_claims(box, predicted, options["assignment"]) for box, _ in objects]
         owners = {}
-        for index, wanted in enumerate(claims):
-            for key, (rank, _, _) in wanted.items():
-                owners.setdefault(key, []).append((*rank, index))
-        winners = {key: min(ranks)[-1] for key, ranks in owners.items()}
-        owned = [{key: wanted[key][1] for key in wanted if winners[key] == i} for i, wanted in enumerate(claims)]
+        for index, (box, label) in enumerate(objects):
+            scale, anchor = plain_match(box[2] - box[0], box[3] - box[1])
+            for key, rank in plain_claims(box, scale, predicted, options["assignment"]).items():
+                owners.setdefault(key, []).append(((*rank, index), box, label, anchor))
+        winners = {key: min(claims)[0][-1] for key, claims in owners.items()}
+        owned = [[key for key, winner in winners.items() if winner == index] for index in range(len(objects))]
         for index, (box, _) in enumerate(objects):
-            weight = 4 / max(len(owned[index]), 1) if options["assignment"] == "ranked" else 1.0
-            sums["consensus"] += weight * plain_consensus(raw, owned[index], box, options)
+            scale, anchor = plain_match(box[2] - box[0], box[3] - box[1])
+            sums["consensus"][scale] += plain_consensus(raw, owned[index], box, anchor, options)
         for key, cell in raw.items():
             scale = key[0]
-            if key in winners:
-                index = winners[key]
-                (box, label), fits = objects[index], {k: claims[index][k][2] for k in owned[index]}
-                standing = fits[key] / max(fits.values()) if options["assignment"] == "ranked" else 1.0
-                confidence = plain_confidence(predicted[key], box, standing, options)
+            if key in owners:
+                _, box, label, anchor = min(owners[key])
                 counts["positives"][scale] += 1
-                weight = 4 / len(owned[index]) if options["assignment"] == "ranked" else 1.0
-                counts["weight"][scale] += weight
-                counts["confidence"][scale] += weight * confidence
-                anchor = owned[index][key]
-                for name, value in plain_positive(cell, key, box, label, anchor, confidence, options).items():
-                    sums[name][scale] += weight * value
+                counts["confidence"][scale] += plain_confidence(predicted[key], box, options)
+                for name, value in plain_positive(cell, key, box, label, anchor, predicted[key], options).items():
+                    sums[name][scale] += value
             elif any(plain_overlap("iou", predicted[key], box) > options["ignore_threshold"] for box, _ in objects):
                 counts["ignored"][scale] += 1
                 sums["suppression"][scale] += plain_suppression(cell, predicted, key, objects, owned)
@@ -454,8 +439,8 @@ def agreeing_batch(box=FINE, label=1, assignment="paper"):
     won = np.asarray(encoded.positive)[0, 0]
     rows = np.asarray(encoded.cell)[0, 0][won]
     said[0, rows, :2] = np.asarray(cells.offset_logits(ops.convert_to_tensor(encoded.offset)[0, 0], "sigmoid"))[won]
-    said[0, rows, 2:4] = np.asarray(encoded.log_size)[0, 0][won]
-    said[0, rows, 5 + np.asarray(encoded.anchor)[0, 0][won]] = 4.0
+    said[0, rows, 2:4] = np.asarray(encoded.log_size)[0, 0]
+    said[0, rows, 5 + int(np.asarray(encoded.anchor)[0, 0])] = 4.0
     said[0, rows, FIRST_CLASS + label] = 3.0
     return boxes, classes, [np.asarray(grid) for grid in cells.unflatten(ops.convert_to_tensor(said), layout)]
 
@@ -848,7 +833,7 @@ def test_the_config_gives_the_same_loss_back():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"assignment": "all"}, "assignment: expected one of inside, paper, single, best, ranked, received 'all'"),
+        ({"assignment": "all"}, "assignment: expected one of inside, paper, single, best, received 'all'"),
         ({"localization": "iou"}, "localization: expected one of ciou, diou, giou, mse, received 'iou'"),
         ({"classification": "mse"}, "classification: expected one of bce, softmax, focal, received 'mse'"),
         ({"anchor": "focal"}, "anchor: expected one of softmax, bce, received 'focal'"),

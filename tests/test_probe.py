@@ -52,7 +52,7 @@ def batch(trainer):
 
 def test_every_shipped_training_config_is_probed_here():
     found = {str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("configs/*.yaml")}
-    found |= {str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("benchmarks/accuracy/*.yaml")}
+    found |= {str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("benchmarks/*/*.yaml")}
     assert found == set(SHIPPED)
 
 

@@ -181,6 +181,17 @@ def test_a_vote_puts_what_many_see_before_what_one_sees():
     assert len(Suppression("vote", 0.5)(candidates, least_score=0.34).scores) == 2
 
 
+@given(
+    seed=st.integers(0, 10**6), rule=st.sampled_from(sorted(RULES)), limit=st.sampled_from([1, 4, 20])
+)
+@settings(max_examples=40, deadline=None)
+def test_a_limit_leaves_the_first_of_what_is_left_without_it(seed, rule, limit):
+    candidates, _ = sorted_candidates(*crowd(seed, 60))
+    few, all_of_them = Suppression(rule, 0.4)(candidates, limit), Suppression(rule, 0.4)(candidates)
+    np.testing.assert_array_equal(few.leads, all_of_them.leads[:limit])
+    np.testing.assert_allclose(few.scores, all_of_them.scores[:limit], rtol=1e-6)
+
+
 def test_fused_boxes_move_with_every_member_that_joins_them():
     # The third, moved by 4, overlaps the first by 120 / 280 = .43 alone, and the fused box of the first two, moved by
     # 2 x .6 / 1.5 = .8, by (10 - 3.2) x 20 / (400 - 136) = .515: it joins.

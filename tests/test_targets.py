@@ -60,8 +60,8 @@ def cell_index(scale, column, row):
 
 def claims(encoded, index=0, which="positive"):
     """The cells that answer for an object, as (column, row)."""
-    cell = encoded.cell[index][getattr(encoded, which)[index]] - FIRST_CELLS[encoded.own_scale[index]]
-    columns = SHAPES[encoded.own_scale[index]][1]
+    cell = encoded.cell[index][getattr(encoded, which)[index]] - FIRST_CELLS[encoded.scale[index]]
+    columns = SHAPES[encoded.scale[index]][1]
     return sorted((int(c) % columns, int(c) // columns) for c in cell)
 
 
@@ -81,10 +81,9 @@ def random_boxes(rng, count):
 )
 def test_the_anchor_of_best_iol_takes_the_object(box, scale, anchor, anchor_size):
     encoded = encode([box])
-    assert encoded.own_scale[0] == scale
-    assert (encoded.scale[0] == scale).all() and (encoded.anchor[0] == anchor).all()
+    assert (encoded.scale[0], encoded.anchor[0]) == (scale, anchor)
     size = np.subtract(box[2:], box[:2])
-    np.testing.assert_allclose(encoded.log_size[0], [np.log(size / anchor_size)] * 9, atol=1e-5)
+    np.testing.assert_allclose(encoded.log_size[0], np.log(size / anchor_size), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,7 @@ def test_the_anchor_of_best_iol_takes_the_object(box, scale, anchor, anchor_size
 )
 def test_a_tall_box_and_its_wide_twin_go_to_different_anchors(size, match):
     encoded = encode([(41, 13, 41 + size[0], 13 + size[1])])
-    assert (encoded.scale[0, 0], encoded.anchor[0, 0]) == match
+    assert (encoded.scale[0], encoded.anchor[0]) == match
 
 
 # ------------------------------------------------------------------------------------------------ which cells answer
@@ -148,7 +147,7 @@ def test_inside_claims_the_neighbours_whose_centre_lies_in_the_box(box, expected
 )
 def test_at_the_border_only_cells_that_exist_answer(box, scale, expected):
     encoded = encode([box])
-    assert encoded.own_scale[0] == scale
+    assert encoded.scale[0] == scale
     assert claims(encoded) == claims(encoded, which="claimed") == expected
 
 
@@ -204,71 +203,13 @@ def test_best_does_with_fewer_cells_where_the_grid_has_no_four():
     boxes, predicted = np.array([[[1, 2, 31, 25]]], "float32"), np.tile(np.array([0, 0, 9, 5], "float32"), (1, 21, 1))
     encode_it = compiled(lambda *arrays: targets.encode(arrays[0], [[0]], one_cell, ANCHORS / 2, "best", arrays[1]))
     encoded = encode_it(boxes, predicted)
-    assert np.asarray(encoded.own_scale).tolist() == [[0]] and np.asarray(encoded.claimed).sum() == 1
-
-
-def plain_ranking(box, predicted):
-    """The definition of "ranked", cell by cell: {cell: fit} of the nine that fit best, for an object alone."""
-    (x1, y1, x2, y2), fits = [float(value) for value in box], {}
-    width, height, center = x2 - x1, y2 - y1, ((x1 + x2) / 2, (y1 + y2) / 2)
-
-    def likeness(anchor):
-        shared = min(width, anchor[0]) * min(height, anchor[1])
-        return shared / max(width * height, anchor[0] * anchor[1])
-
-    likeness_of_scale = [max(map(likeness, anchors)) for anchors in ANCHORS]
-    for scale, (stride, (rows, columns)) in enumerate(zip(STRIDES, SHAPES, strict=True)):
-        own_scale = likeness_of_scale[scale] == max(likeness_of_scale)
-        if abs(scale - int(np.argmax(likeness_of_scale))) > 1:
-            continue
-        own = min(int(center[0] // stride), columns - 1), min(int(center[1] // stride), rows - 1)
-        for column, row in [(own[0] + x, own[1] + y) for x in (-1, 0, 1) for y in (-1, 0, 1)]:
-            if not (0 <= column < columns and 0 <= row < rows):
-                continue
-            middle = (column + 0.5) * stride, (row + 0.5) * stride
-            inside = x1 < middle[0] < x2 and y1 < middle[1] < y2
-            if not inside and not (own_scale and (column, row) == own):
-                continue
-            px1, py1, px2, py2 = predicted[cell_index(scale, column, row)].astype("float64")
-            shared = max(0.0, min(x2, px2) - max(x1, px1)) * max(0.0, min(y2, py2) - max(y1, py1))
-            overlap = shared / (width * height + (px2 - px1) * (py2 - py1) - shared)
-            far = sum(((c - m) / stride) ** 2 for c, m in zip(center, middle, strict=True))
-            fits[cell_index(scale, column, row)] = (overlap + 0.05) * np.exp(-0.3 * far)
-    return dict(sorted(fits.items(), key=lambda item: -item[1])[:9])
-
-
-def test_ranked_takes_the_nine_best_of_all_scales_and_ranks_them():
-    rng = np.random.default_rng(8)
-    # a coarse, a middle and a fine box; predictions lie around the true boxes
-    truth = np.array([(31, 7, 80, 43), (61, 30.5, 81, 60.5), FINE], "float32")
-    predicted = truth[rng.integers(0, 3, CELLS)] + rng.normal(scale=5.0, size=(CELLS, 4)).astype("float32")
-    predicted = np.concatenate([np.minimum(predicted[:, :2], predicted[:, 2:] - 1), predicted[:, 2:]], axis=1)
-    numbers = []
-    for box in truth:
-        encoded = encode([box], assignment="ranked", predicted=predicted)
-        expected = plain_ranking(box, predicted)
-        won = encoded.positive[0]
-        found = dict(zip(encoded.cell[0][won].tolist(), encoded.standing[0][won], strict=True))
-        assert set(found) == set(expected)
-        standing = {cell: fit / max(expected.values()) for cell, fit in expected.items()}
-        assert found == pytest.approx(standing, rel=1e-4)
-        assert (encoded.standing[0][~won] == 1.0).all()
-        np.testing.assert_allclose(encoded.weight[0], np.where(won, 4.0 / len(found), 1.0), rtol=1e-6)
-        numbers.append((len(found), len(set(encoded.scale[0][won].tolist()))))
-    assert numbers == [(9, 2), (9, 3), (2, 2)]
-
-
-def test_only_ranked_gives_standings_and_weights_other_than_one():
-    for assignment in targets.ASSIGNMENTS:
-        encoded = encode([MIDDLE, FINE], assignment=assignment, predicted=np.zeros((CELLS, 4), "float32"))
-        assert (encoded.standing < 1.0).any() == (encoded.weight != 1.0).any() == (assignment == "ranked")
-        assert encoded.standing[encoded.positive].max() == 1.0 and encoded.standing.min() > 0.0
+    assert np.asarray(encoded.scale).tolist() == [[0]] and np.asarray(encoded.claimed).sum() == 1
 
 
 def test_best_needs_predictions_and_a_word_must_be_known():
     with pytest.raises(ValueError, match="expected predicted_boxes, received None"):
         compiled(lambda boxes: targets.encode(boxes, [[1]], layout(), ANCHORS, "best"))(np.array([[FINE]], "float32"))
-    with pytest.raises(ValueError, match="expected one of inside, paper, single, best, ranked, received 'all'"):
+    with pytest.raises(ValueError, match="expected one of inside, paper, single, best, received 'all'"):
         encode([FINE], assignment="all")
 
 
@@ -322,7 +263,7 @@ def test_of_identical_boxes_the_earlier_wins():
 def test_objects_of_different_scales_do_not_collide():
     # 30 × 18 and 7 × 12 on one centre (53, 29.2).
     encoded = encode([MIDDLE, (49.5, 23.2, 56.5, 35.2)])
-    assert encoded.own_scale.tolist() == [1, 2]
+    assert encoded.scale.tolist() == [1, 2]
     assert encoded.positive.all()
 
 
@@ -450,8 +391,6 @@ def test_every_cell_that_answers_decodes_to_its_object(assignment, activation):
         np.testing.assert_allclose(decoded[image, cell[image, index, slot]], boxes[image, index], atol=1e-3)
         assert named[image, cell[image, index, slot]] == classes[image, index]
     # The objects of the first image lie apart, in three scales: none loses a cell. COARSE has no row above it.
-    # With "ranked" MIDDLE and COARSE want (3, 1) and (2, 1) of stride 16, each the other's centre: of 6 + 2 cells each
-    # has 7; FINE has one more at stride 16.
-    expected = {"single": [1, 1, 1], "paper": [9, 9, 6], "inside": [2, 1, 2], "best": [4, 4, 4], "ranked": [7, 2, 7]}
-    assert won[0, :3].sum(axis=-1).tolist() == expected[assignment]
+    expected = {"single": [1, 1, 1], "paper": [9, 9, 6], "inside": [2, 1, 2], "best": [4, 4, 4]}[assignment]
+    assert won[0, :3].sum(axis=-1).tolist() == expected
     assert won[:, :3].any(axis=-1).all()

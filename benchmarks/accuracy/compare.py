@@ -1,11 +1,12 @@
 """Which of several experiments learns better: each trained on each data set with several seeds, and compared.
 
-    python benchmarks/accuracy/compare.py --data FOLDER [FOLDER ...] [--experiments single ranked] [--seeds 1 2 3]
+    python benchmarks/accuracy/compare.py --data FOLDER [FOLDER ...] [--experiments single best] [--seeds 1 2 3]
 
 An experiment is a file of settings in benchmarks/accuracy/experiments, named by its stem; a run of `run.py` that is in
 runs/ already is not made again. Every experiment has the suppression that suits it best: the rule, and its numbers, of
 the highest val mAP, mean over the seeds. Prints for each data set and experiment test mAP50 and mAP, mean and spread
-over the seeds, and the first epoch whose val mAP, mean over the seeds, reaches the best of the first experiment named.
+over the seeds, and the first epoch whose val mAP, mean over the seeds and by the config's own suppression, reaches the
+best of the first experiment named.
 Writes comparison.csv and comparison.png into --output-dir.
 """
 
@@ -34,7 +35,7 @@ def main() -> int:
     for data in options.data:
         for name in options.experiments:
             runs = [_trained(data, name, seed) for seed in options.seeds]
-            curves[data.name, name] = pd.concat([_val_map(run) for run in runs], axis=1).mean(axis=1)
+            curves[data.name, name] = pd.concat([_val_map(run) for run in runs], axis=1).mean(axis=1, skipna=False)
             rows.append({"data": data.name, "experiment": name, **_figures(runs)})
     frame = pd.DataFrame(rows)
     for row in frame.itertuples():
@@ -52,11 +53,14 @@ def _options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", type=pathlib.Path, required=True, help="folders, as run.py wants them")
     parser.add_argument(
-        "--experiments", nargs="+", default=["single", "ranked"], help="the others are to reach the first (%(default)s)"
+        "--experiments", nargs="+", default=["single", "best"], help="the others are to reach the first (%(default)s)"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--output-dir", type=pathlib.Path, default=pathlib.Path("runs/comparison"))
-    return parser.parse_args()
+    options = parser.parse_args()
+    if len({folder.name for folder in options.data}) < len(options.data):
+        parser.error("--data: expected folders of different names, by which runs are told apart")
+    return options
 
 
 def _trained(data: pathlib.Path, name: str, seed: int) -> pathlib.Path:

@@ -21,6 +21,7 @@ import time
 import yaml
 
 from multigrid.cli import main as multigrid
+from multigrid.config.yaml_text import YamlLoader
 
 CONFIG = pathlib.Path(__file__).with_name("scratch.yaml")
 AGREEMENT = 1e-4
@@ -52,8 +53,8 @@ def main() -> int:
     other = _pycocotools(folder / "test")
     differences = {name: abs(other[name] - metrics[name]) for name in other}
     print(f"pycocotools on the same files: {other}; differences {differences}")
-    _append(options.table, row)
     print(row)
+    _append(options.table, row)
     return 0 if max(differences.values()) <= AGREEMENT else 1
 
 
@@ -73,7 +74,8 @@ def settings_of(experiment: pathlib.Path) -> list[str]:
             else:
                 yield f"{prefix}{key}={json.dumps(value)}"
 
-    return list(flat(yaml.safe_load(experiment.read_text(encoding="utf-8"))))
+    # numbers as the config reads them: `1e-4` is one
+    return list(flat(yaml.load(experiment.read_text(encoding="utf-8"), YamlLoader) or {}))
 
 
 def _options():
@@ -122,6 +124,8 @@ def _commit() -> str:
 def _append(table, row) -> None:
     table.parent.mkdir(parents=True, exist_ok=True)
     new = not table.exists()
+    if not new and (header := table.read_text().splitlines()[0].split(",")) != list(row):
+        sys.exit(f"{table}: expected the columns {', '.join(row)}, received {', '.join(header)}; the row is above")
     with open(table, "a", newline="") as file:
         writer = csv.DictWriter(file, list(row))
         if new:

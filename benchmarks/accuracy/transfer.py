@@ -31,7 +31,7 @@ def main() -> int:
     }
     for name, settings in starts.items():
         command = [sys.executable, str(HERE / "run.py"), "--data", str(options.data), "--seed", str(options.seed)]
-        command += ["--name", f"{options.data.name}-{name}", *settings, "augmentation.mosaic_off_epochs=3"]
+        command += ["--name", f"{options.data.name}-{name}", *settings]
         subprocess.run(command, check=True)
     return 0
 

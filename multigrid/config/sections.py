@@ -250,11 +250,10 @@ class LossConfig(_Section):
         ("batch",),
         description="Divides every part: by images of the batch, positive cells, or all cells; a list multiplies them.",
     )
-    assignment: Literal["inside", "paper", "single", "best", "ranked"] = Field(
-        "ranked",
+    assignment: Literal["inside", "paper", "single", "best"] = Field(
+        "best",
         description="Which of the 3×3 cells around a centre answer for the object (are positive): those whose centre "
-        "lies in its box, all, only the centre's own, or the four that predict it best at the moment; or (ranked), of "
-        "those in every scale whose centre lies in its box, the nine that predict it best, confident by their rank.",
+        "lies in its box, all, only the centre's own, or the four that predict it best at the moment.",
     )
     localization: Literal["ciou", "giou", "diou", "mse"] = Field("ciou", description="Loss of a positive cell's box.")
     classification: Literal["bce", "softmax", "focal"] = Field("bce", description="Loss of a positive cell's class.")

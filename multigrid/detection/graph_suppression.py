@@ -56,14 +56,13 @@ def suppressed(
         views = views_of(ops.where(valid, score, 0.0), rivals, keep)
         corners = means_of_views(corners, views)
 
+    if rule == "vote":
+        score = score * support(ops.sum(views, axis=-1))
+        keep = ops.logical_and(keep, score >= score_threshold)
+
     kept = min(max_detections, candidates)
     best, position = ops.top_k(ops.where(keep, score, -1.0), kept)  # of equal scores the first comes first
     position = ops.cast(position, "int32")
-    if rule == "vote":
-        total = ops.take_along_axis(ops.sum(views, axis=-1), position, axis=1)
-        voted = best * support(total)
-        best, order = ops.top_k(ops.where((best >= 0.0) & (voted >= score_threshold), voted, -1.0), kept)
-        position = ops.take_along_axis(position, ops.cast(order, "int32"), axis=1)
     found = best >= 0.0
     detections = {
         "boxes": ops.where(found[..., None], ops.take_along_axis(corners, position[..., None], axis=1), 0.0),

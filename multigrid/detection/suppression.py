@@ -165,7 +165,7 @@ def vote(options: Suppression, candidates: Candidates, limit: int | None) -> Sur
 
     Several cells look for every object; what only one of them sees is more often nothing.
     """
-    found, total = _merged(options, candidates, limit)
+    found, total = _merged(options, candidates, None)  # whoever is not among the first may be after the vote
     return found._replace(scores=(support(total) * found.scores).astype(candidates.scores.dtype))
 
 

@@ -21,11 +21,11 @@ AGREEMENT = 1e-5  # relative; between the probe's total and what `evaluate` repo
 SCALES = LOSS_PARTS | OPTIONAL_LOSS_PARTS
 # whose number each part is divided by; the others are shared out over all cells
 CELLS_OF_PARTS = {
-    **dict.fromkeys(("localization", "object", "anchor", "classification", "consensus"), "weight"),
+    **dict.fromkeys(("localization", "object", "anchor", "classification", "consensus"), "positives"),
     "no_object": "negatives",
     "suppression": "ignored",
 }
-UNITS = {"weight": "positive cell", "negatives": "negative cell", "ignored": "ignored cell", "cells": "cell"}
+UNITS = {"positives": "positive cell", "negatives": "negative cell", "ignored": "ignored cell", "cells": "cell"}
 
 
 class ProbeMismatchError(RuntimeError):
@@ -197,7 +197,7 @@ def _best_constant_outputs(detector, targets, grids) -> list:
     batch = len(targets.classes)
     vectors = _frequencies_and_means(detector, targets)
     counts = _plain(detector.criterion.breakdown(targets, _constant_outputs(vectors, grids, batch))).counts
-    share = counts["confidence"] / np.maximum(counts["weight"] + counts["negatives"], 1.0)
+    share = counts["confidence"] / np.maximum(counts["positives"] + counts["negatives"], 1.0)
     for vector, logit in zip(vectors, _log_odds(share), strict=True):
         vector[4] = logit
     return _constant_outputs(vectors, grids, batch)
@@ -206,27 +206,27 @@ def _best_constant_outputs(detector, targets, grids) -> list:
 def _frequencies_and_means(detector, targets) -> list:
     """For each scale the mean code and the log odds of anchors and classes; a fresh head's bias where there is none."""
     criterion, per_scale = detector.criterion, len(detector.anchors[0])
-    scale = np.where(np.asarray(targets.positive), np.asarray(targets.scale), -1)
-    classes_of_claims = np.broadcast_to(np.asarray(targets.classes)[..., None], scale.shape)
+    won, scale = np.asarray(targets.positive), np.asarray(targets.scale)
     vectors = []
     for row in range(len(detector.strides)):
         vector = detector.initial_bias()
-        mine = scale == row
+        mine = won & (scale == row)[..., None]
         if mine.any():
+            weights = mine.sum(-1)[scale == row]
             mean_offset = np.asarray(targets.offset)[mine].mean(0)
             vector[0:2] = np.asarray(cell_geometry.offset_logits(mean_offset, criterion.offset_activation))
-            vector[2:4] = np.asarray(targets.log_size)[mine].mean(0)
-            anchors = _shares(np.asarray(targets.anchor)[mine], per_scale)
-            classes = _shares(classes_of_claims[mine], criterion.num_classes)
+            vector[2:4] = np.average(np.asarray(targets.log_size)[scale == row], axis=0, weights=weights)
+            anchors = _shares(np.asarray(targets.anchor)[scale == row], weights, per_scale)
+            classes = _shares(np.asarray(targets.classes)[scale == row], weights, criterion.num_classes)
             vector[5 : 5 + per_scale] = _constant_logits(anchors, criterion.anchor)
             vector[5 + per_scale :] = _constant_logits(classes, criterion.classification)
         vectors.append(vector)
     return vectors
 
 
-def _shares(index, count: int) -> np.ndarray:
-    """Share of each of `count` values among positive cells."""
-    return np.bincount(index, minlength=count) / len(index)
+def _shares(index, weights, count: int) -> np.ndarray:
+    """Share of each of `count` values among objects, each as often as cells answer for it; padding has weight 0."""
+    return np.bincount(np.maximum(index, 0), weights, minlength=count) / weights.sum()
 
 
 def _constant_logits(shares, kind: str) -> np.ndarray:

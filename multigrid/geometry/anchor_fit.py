@@ -57,7 +57,8 @@ def fit_anchors(sizes_wh, count: int = 9, scales: int = 3, seed: int = 0, deal: 
         return Anchors.from_flat(_fitted(sizes, count, random), scales)
     strides, suited = strides_of(scales), suited_scale(sizes, scales)
     own = [sizes[suited == scale] for scale in range(scales)]
-    return Anchors([_of_scale(own[row], stride, count // scales, random) for row, stride in enumerate(strides)])
+    dealt = [_of_scale(own[row], stride, scales, count // scales, random) for row, stride in enumerate(strides)]
+    return Anchors(dealt)
 
 
 def suited_scale(sizes_wh, scales: int = 3) -> np.ndarray:
@@ -84,15 +85,19 @@ def typical_sizes(stride: int, count: int) -> np.ndarray:
     return np.stack([sides, sides], axis=1)
 
 
-def _of_scale(sizes: np.ndarray, stride: int, count: int, random: np.random.Generator) -> np.ndarray:
+def _of_scale(sizes: np.ndarray, stride: int, scales: int, count: int, random: np.random.Generator) -> np.ndarray:
     """The anchors of one scale, small to large."""
     distinct = np.unique(_rounded(sizes), axis=0)
     if len(distinct) >= count:
-        sides = _fitted(sizes, count, random)
+        fitted = _fitted(sizes, count, random)
     else:
-        sides = np.concatenate([distinct, typical_sizes(stride, count)[len(distinct) :]])
-    sides = _rounded(sides)
-    return sides[np.argsort(sides.prod(axis=1), kind="stable")]
+        fitted = np.concatenate([distinct, typical_sizes(stride, count)[len(distinct) :]])
+    # a file of anchors is dealt by area: what has grown out of its scale (a median of wide and tall boxes) goes back
+    side = np.sqrt(fitted.prod(axis=1, keepdims=True))
+    low, high = SUITED_CELLS * stride * np.sqrt([0.5 * 1.001, 2.0 / 1.001])
+    finest, coarsest = stride == strides_of(scales)[-1], stride == strides_of(scales)[0]
+    fitted = _rounded(fitted * (np.clip(side, 0.0 if finest else low, np.inf if coarsest else high) / side))
+    return fitted[np.argsort(fitted.prod(axis=1), kind="stable")]
 
 
 def _fitted(sizes: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
