@@ -351,7 +351,7 @@ KINDS = {
         ("data.train", "one.txt", "at least 9 distinct box sizes", "received 2"),
         written("one.txt", "images/train/000001.jpg 10,20,40,60,0 11,20,41,60,1 20,30,60,50,0\n"),
         verb="anchors",
-        words=("data.train=project/one.txt",),
+        words=("--deal", "area", "data.train=project/one.txt"),
     ),
     # labels
     "a label file without images": Kind(
