@@ -20,6 +20,7 @@ MAX_ITERATIONS = 100
 FIT_LIMIT = 20_000
 WORST_SHOWN = 3
 DEALS = ("stride", "area")
+BACK = 1.0005  # how far within its scale an anchor is put that has grown out of it
 SUITED_CELLS = 3.0  # side, in cells, of the objects that a scale is for: the 3×3 cells of one then cover it
 
 
@@ -55,17 +56,31 @@ def fit_anchors(sizes_wh, count: int = 9, scales: int = 3, seed: int = 0, deal: 
         sizes = random.choice(sizes, FIT_LIMIT, replace=False)
     if deal == "area":
         return Anchors.from_flat(_fitted(sizes, count, random), scales)
-    strides, suited = strides_of(scales), suited_scale(sizes, scales)
-    own = [sizes[suited == scale] for scale in range(scales)]
-    dealt = [_of_scale(own[row], stride, scales, count // scales, random) for row, stride in enumerate(strides)]
-    return Anchors(dealt)
+    suited, typical = suited_scale(sizes, scales), typical_sizes(count // scales, scales)
+    return Anchors(
+        [
+            _of_scale(sizes[suited == scale], typical[scale], sides, random)
+            for scale, sides in enumerate(suited_sides(scales))
+        ]
+    )
+
+
+def suited_sides(scales: int = 3) -> np.ndarray:
+    """The least and the largest side that suits each scale, [scales, 2] float in pixels, coarse to fine.
+
+    The middle of a scale is `SUITED_CELLS` cells, and neighbours meet halfway, as a ratio: strides 32, 16 and 8 at 68
+    and 34 pixels.
+    """
+    middle = SUITED_CELLS * np.asarray(strides_of(scales))
+    between = np.sqrt(middle[:-1] * middle[1:])
+    return np.stack([np.append(between, 0.0), np.append(np.inf, between)], axis=1)
 
 
 def suited_scale(sizes_wh, scales: int = 3) -> np.ndarray:
-    """The scale whose cells suit the size of each box: the side of a square of its area is nearest to `SUITED_CELLS`.
+    """The scale whose cells suit the size of each box, the side of a square of its area, see `suited_sides`.
 
-    Nearest as a ratio, so that with strides 32, 16 and 8 the scales meet at 68 and 34 pixels. Where anchors follow
-    k-means alone, objects of nearly one size are shared out among all scales, and each has to learn them.
+    Where anchors follow k-means alone, objects of nearly one size are shared out among all scales, and each has to
+    learn them.
 
     Args:
         sizes_wh: [N, 2] float, (width, height) in input pixels.
@@ -75,28 +90,26 @@ def suited_scale(sizes_wh, scales: int = 3) -> np.ndarray:
         [N] int, 0 the coarsest.
     """
     side = np.sqrt(np.prod(np.asarray(sizes_wh, "float64"), axis=1))
-    cells = side[:, None] / np.asarray(strides_of(scales))
-    return np.abs(np.log(cells / SUITED_CELLS)).argmin(axis=1)
+    return (side[:, None] >= suited_sides(scales)[:, 0]).argmax(axis=1)
 
 
-def typical_sizes(stride: int, count: int) -> np.ndarray:
-    """Squares that spread over the sizes which suit a scale: [count, 2] in pixels, small to large."""
-    sides = SUITED_CELLS * stride * 2.0 ** (np.linspace(-0.5, 0.5, count + 2)[1:-1])
-    return np.stack([sides, sides], axis=1)
+def typical_sizes(count: int, scales: int = 3) -> np.ndarray:
+    """Squares that spread over the sizes which suit each scale: [scales, count, 2] in pixels, small to large."""
+    middle = SUITED_CELLS * np.asarray(strides_of(scales))[:, None]
+    sides = middle * 2.0 ** (np.linspace(-0.5, 0.5, count + 2)[1:-1])
+    return np.stack([sides, sides], axis=-1)
 
 
-def _of_scale(sizes: np.ndarray, stride: int, scales: int, count: int, random: np.random.Generator) -> np.ndarray:
-    """The anchors of one scale, small to large."""
-    distinct = np.unique(_rounded(sizes), axis=0)
+def _of_scale(sizes: np.ndarray, typical: np.ndarray, sides: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The anchors of one scale, as many as there are typical sizes, small to large, within the sides that suit it."""
+    distinct, count = np.unique(_rounded(sizes), axis=0), len(typical)
     if len(distinct) >= count:
         fitted = _fitted(sizes, count, random)
     else:
-        fitted = np.concatenate([distinct, typical_sizes(stride, count)[len(distinct) :]])
+        fitted = np.concatenate([distinct, typical[len(distinct) :]])
     # a file of anchors is dealt by area: what has grown out of its scale (a median of wide and tall boxes) goes back
     side = np.sqrt(fitted.prod(axis=1, keepdims=True))
-    low, high = SUITED_CELLS * stride * np.sqrt([0.5 * 1.001, 2.0 / 1.001])
-    finest, coarsest = stride == strides_of(scales)[-1], stride == strides_of(scales)[0]
-    fitted = _rounded(fitted * (np.clip(side, 0.0 if finest else low, np.inf if coarsest else high) / side))
+    fitted = _rounded(fitted * np.clip(side, sides[0] * BACK, sides[1] / BACK) / side)
     return fitted[np.argsort(fitted.prod(axis=1), kind="stable")]
 
 
