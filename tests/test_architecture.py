@@ -17,7 +17,8 @@ ROWS = (
     ("evaluation",),
     ("assembly",),
     ("prediction",),
-    ("training", "diagnosis", "export", "serving"),
+    ("training", "export", "serving"),
+    ("diagnosis",),
     ("cli",),
 )
 LEVEL = {part: level for level, row in enumerate(ROWS) for part in row}

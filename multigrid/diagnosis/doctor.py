@@ -1,0 +1,132 @@
+"""The doctor: asks every rule about a case, from what costs nothing to what needs training, and ranks the causes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from multigrid.diagnosis.case import Case
+from multigrid.diagnosis.examinations.course import Trial
+from multigrid.diagnosis.finding import CERTAIN, LIKELY, STAGES, Finding, Rule, ranked
+from multigrid.diagnosis.rules import RULES
+
+SHALLOW = ("static", "batch", "evaluation")
+CHECKPOINTS = (5, 10, 20, 40, 80, 160)  # steps of a trial after which the rules of training are asked
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the doctor says.
+
+    Attributes:
+        findings: ranked, the likeliest cause first.
+        failed: {rule id: error} of the rules that could not be asked, because what they look at raised an error.
+        stages: that were examined.
+        steps: of a trial that were made.
+        seconds: that it took.
+        case: what was looked at, for reports.
+    """
+
+    findings: tuple[Finding, ...]
+    failed: dict
+    stages: tuple[str, ...]
+    steps: int
+    seconds: float
+    case: Case = field(repr=False)
+
+    @property
+    def causes(self) -> tuple[Finding, ...]:
+        """The findings that are verdicts: likely, harmful and no consequence of another."""
+        return tuple(
+            one for one in self.findings
+            if one.confidence >= LIKELY and not one.verdict.hygiene and not one.consequence_of
+        )  # fmt: skip
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong, and everything could be looked at."""
+        return not self.causes and not self.failed
+
+    def plain(self) -> dict:
+        """All of it in JSON's own types."""
+        return {
+            "healthy": self.healthy,
+            "causes": [one.id for one in self.causes],
+            "findings": [one.plain() for one in self.findings],
+            "failed": dict(self.failed),
+            "stages": list(self.stages),
+            "steps": self.steps,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def diagnose(subject, *, deep: bool = False, rules: Sequence[Rule] = RULES, checkpoints=CHECKPOINTS) -> Diagnosis:
+    """Names what is wrong with a training.
+
+    Args:
+        subject: a `MultiGridTrainer`, or a `Case` with the parts given one by one.
+        deep: also train for some steps, and measure; everything is put back afterwards. Where the causes are certain
+            before the first step no step is made.
+        rules: those to ask.
+        checkpoints: steps of the trial after which the rules of training are asked.
+
+    Returns:
+        A `Diagnosis`.
+    """
+    began, case = time.perf_counter(), subject if isinstance(subject, Case) else Case.of(subject)
+    visit = _Visit(case, rules)
+    for stage in SHALLOW:
+        visit.ask(stage)
+    stages = SHALLOW
+    if deep and not visit.certain:
+        stages = STAGES
+        _train(visit, checkpoints)
+    return Diagnosis(
+        tuple(ranked(list(visit.findings.values()))),
+        visit.failed,
+        stages,
+        case.course.steps if case.course else 0,
+        time.perf_counter() - began,
+        case,
+    )
+
+
+def _train(visit: _Visit, checkpoints) -> None:
+    """Trains, and asks the rules of training at the checkpoints, until a cause is certain or nothing is finite."""
+    with Trial(visit.case) as trial:
+        for steps in checkpoints:
+            visit.case.course = trial.until(steps)
+            visit.ask("training")
+            if visit.certain or not visit.case.course.finite:
+                return
+
+
+class _Visit:
+    """The findings so far; a later verdict of a rule takes the place of its earlier one."""
+
+    def __init__(self, case: Case, rules):
+        self.case, self.rules = case, rules
+        self.findings, self.failed = {}, {}
+
+    @property
+    def certain(self) -> bool:
+        """Whether a harmful cause is beyond doubt."""
+        return any(one.confidence >= CERTAIN and not one.verdict.hygiene for one in self.findings.values())
+
+    def ask(self, stage: str) -> None:
+        """Asks every rule of a stage."""
+        for rule in self.rules:
+            if rule.stage == stage:
+                self._ask(rule)
+
+    def _ask(self, rule: Rule) -> None:
+        self.findings.pop(rule.id, None)
+        self.failed.pop(rule.id, None)
+        try:
+            verdict = rule.function(self.case)
+        except Exception as error:  # the parts of a broken training raise what they like: it is said, not passed over
+            self.failed[rule.id] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return
+        if verdict is not None:
+            self.findings[rule.id] = Finding(rule, verdict, self.case.course.steps if self.case.course else 0)

@@ -1,0 +1,26 @@
+"""The rules: one function a cause, by the part of a training that the cause lies in.
+
+MG1xx labels, MG2xx augmentation, MG3xx targets, MG4xx weights, MG5xx optimization, MG6xx loss, MG7xx model, MG8xx
+evaluation, MG9xx pipeline.
+"""
+
+from multigrid.diagnosis.finding import Rule
+from multigrid.diagnosis.rules import (
+    augmentation,
+    evaluation,
+    labels,
+    loss,
+    model,
+    optimization,
+    pipeline,
+    targets,
+    weights,
+)
+
+MODULES = (labels, augmentation, targets, weights, optimization, loss, model, evaluation, pipeline)
+RULES = tuple(
+    sorted(
+        (value for module in MODULES for value in vars(module).values() if isinstance(value, Rule)),
+        key=lambda rule: rule.id,
+    )
+)

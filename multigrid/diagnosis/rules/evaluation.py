@@ -1,0 +1,1 @@
+"""Causes in decoding, suppression and metric."""

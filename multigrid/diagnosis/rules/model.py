@@ -1,0 +1,1 @@
+"""Causes in the network and its head."""

@@ -1,0 +1,1 @@
+"""Causes in learning rate, optimizer and precision."""

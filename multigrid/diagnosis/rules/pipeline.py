@@ -1,0 +1,1 @@
+"""Causes in how batches come: order, speed, variety."""

@@ -1,0 +1,1 @@
+"""Causes in anchors, cells and what they should predict."""

@@ -1,0 +1,1 @@
+"""Causes in what was loaded and what moves."""
