@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import sys
 
 import pytest
 
@@ -50,3 +51,36 @@ def test_a_table_of_other_columns_stays_as_it_is(benchmark, tmp_path):
     with pytest.raises(SystemExit, match="expected the columns data, mAP, received data, seed"):
         benchmark._append(table, {"data": "cells", "mAP": 0.5})
     assert table.read_text().split() == ["data,seed", "cells,1", "cells,2"]
+
+
+@pytest.fixture
+def compare(monkeypatch, tmp_path):
+    """compare.py as a module, in an empty folder; what it imports from beside it goes with the test."""
+    monkeypatch.syspath_prepend(ACCURACY)
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module("compare")
+    yield module
+    for name in ("compare", "run", "suppression"):
+        sys.modules.pop(name, None)
+
+
+def begun_run(name):
+    """A run folder whose training was cut short."""
+    (pathlib.Path("runs") / name / "weights").mkdir(parents=True)
+
+
+def test_a_comparison_names_every_half_finished_run_before_it_trains(compare, monkeypatch):
+    monkeypatch.setattr(compare.subprocess, "run", lambda *words, **more: pytest.fail(f"{words} was started"))
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--data", "cells", "--seeds", "1", "2"])
+    begun_run("accuracy-cells-single-2")
+    begun_run("accuracy-cells-best-1")
+    expected = r"without test.metrics\.json: runs.accuracy-cells-single-2, runs.accuracy-cells-best-1; .*remove"
+    with pytest.raises(SystemExit, match=expected):
+        compare.main()
+
+
+def test_a_comparison_says_which_run_failed(compare, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--data", "nowhere", "--seeds", "4"])
+    # the folder holds no train.txt: run.py says so itself, and is through within seconds
+    with pytest.raises(SystemExit, match=r"runs.accuracy-nowhere-single-4: run\.py ended with [12]; "):
+        compare.main()

@@ -11,6 +11,7 @@ Writes comparison.csv and comparison.png into --output-dir.
 """
 
 import argparse
+import itertools
 import pathlib
 import subprocess
 import sys
@@ -27,10 +28,12 @@ from suppression import FIGURES, measured_rules
 from multigrid import report
 
 HERE = pathlib.Path(__file__).parent
+TESTED = pathlib.Path("test", "metrics.json")  # in a run folder, when `run.py` is through
 
 
 def main() -> int:
     options = _options()
+    _refuse_half_finished(options)
     rows, curves = [], {}
     for data in options.data:
         for name in options.experiments:
@@ -63,14 +66,35 @@ def _options():
     return options
 
 
+def _refuse_half_finished(options) -> None:
+    """Ends before the first training where a run folder lies that none can go into."""
+    every = itertools.product(options.data, options.experiments, options.seeds)
+    folders = [run_folder(data.name, seed, _experiment(name)) for data, name, seed in every]
+    begun = [str(folder) for folder in folders if not _tested(folder) and folder.is_dir() and any(folder.iterdir())]
+    if begun:
+        sys.exit(
+            f"expected finished runs or none, received without {TESTED}: {', '.join(begun)}; wait where one still "
+            "trains, else remove the folder, and it is trained anew"
+        )
+
+
 def _trained(data: pathlib.Path, name: str, seed: int) -> pathlib.Path:
     """The run folder of an experiment, which is trained first where there is none that was tested."""
-    experiment = HERE / "experiments" / f"{name}.yaml"
-    folder = run_folder(data.name, seed, experiment)
-    if not (folder / "test" / "metrics.json").exists():
+    folder = run_folder(data.name, seed, _experiment(name))
+    if not _tested(folder):
         command = [sys.executable, str(HERE / "run.py"), "--data", str(data), "--seed", str(seed)]
-        subprocess.run([*command, "--experiment", str(experiment)], check=True)
+        code = subprocess.run([*command, "--experiment", str(_experiment(name))]).returncode
+        if code:
+            sys.exit(f"{folder}: run.py ended with {code}; what it said is above")
     return folder
+
+
+def _experiment(name: str) -> pathlib.Path:
+    return HERE / "experiments" / f"{name}.yaml"
+
+
+def _tested(folder: pathlib.Path) -> bool:
+    return (folder / TESTED).exists()
 
 
 def _val_map(run: pathlib.Path) -> pd.Series:
