@@ -55,21 +55,10 @@ def suppressed(
     if rule != "nms":
         views = views_of(ops.where(valid, score, 0.0), rivals, keep)
         corners = means_of_views(corners, views)
-
     if rule == "vote":
         score = score * support(ops.sum(views, axis=-1))
         keep = ops.logical_and(keep, score >= score_threshold)
-
-    kept = min(max_detections, candidates)
-    best, position = ops.top_k(ops.where(keep, score, -1.0), kept)  # of equal scores the first comes first
-    position = ops.cast(position, "int32")
-    found = best >= 0.0
-    detections = {
-        "boxes": ops.where(found[..., None], ops.take_along_axis(corners, position[..., None], axis=1), 0.0),
-        "scores": ops.where(found, best, 0.0),
-        "classes": ops.where(found, ops.take_along_axis(index % classes, position, axis=1), -1),
-    }
-    return _padded(detections, max_detections - kept)
+    return _listed(keep, corners, score, index % classes, max_detections)
 
 
 def rivalry(boxes, classes, iou_threshold: float):
@@ -154,6 +143,28 @@ def means_of_views(boxes, views):
     """
     weights = ops.square(views)
     return ops.matmul(weights, boxes) / ops.maximum(ops.sum(weights, axis=-1, keepdims=True), 1e-30)
+
+
+def _listed(keep, boxes, scores, classes, most: int) -> dict:
+    """Of the candidates those that are kept, as `suppressed` returns them.
+
+    Args:
+        keep: [B, K] bool.
+        boxes: [B, K, 4] float32 corners.
+        scores: [B, K] float32, >= 0; of equal ones the first comes first.
+        classes: [B, K] int32.
+        most: D, rows of what comes back.
+    """
+    rows = min(most, scores.shape[1])
+    best, position = ops.top_k(ops.where(keep, scores, -1.0), rows)
+    position = ops.cast(position, "int32")
+    found = best >= 0.0
+    detections = {
+        "boxes": ops.where(found[..., None], ops.take_along_axis(boxes, position[..., None], axis=1), 0.0),
+        "scores": ops.where(found, best, 0.0),
+        "classes": ops.where(found, ops.take_along_axis(classes, position, axis=1), -1),
+    }
+    return _padded(detections, most - rows)
 
 
 def _padded(detections: dict, missing: int) -> dict:
