@@ -11,14 +11,27 @@ import logging
 import os
 import sys
 
-from multigrid.cli import anchors, compare, data, evaluate, export, predict, probe, replay, serve, train, weights
+from multigrid.cli import (
+    anchors,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    export,
+    predict,
+    probe,
+    replay,
+    serve,
+    train,
+    weights,
+)
 from multigrid.cli.options import BAD_INPUT, FAILED, Document, Parser, UsageError, standard_output
 from multigrid.errors import InputError
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 the work failed or part of it did; 2 the input is not usable, and nothing was written."
 )
-VERBS = (train, evaluate, predict, export, serve, probe, anchors, data, weights, compare, replay)
+VERBS = (train, evaluate, predict, export, serve, probe, doctor, anchors, data, weights, compare, replay)
 
 
 def main(arguments=None) -> int:

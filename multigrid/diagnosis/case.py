@@ -35,8 +35,10 @@ class Case:
             without arguments that makes it.
         ledgers: what came of each weights file.
         step: updates that the detector has seen in this training.
+        history: figures by epoch of a training that is over, as rows of results.csv; () where there are none.
 
     Attributes:
+        results: what examinations found, by the examination.
         course: the record of the training so far, an `examinations.course.Course`; None before the first step.
     """
 
@@ -52,12 +54,13 @@ class Case:
         predictor=None,
         ledgers=(),
         step: int = 0,
+        history=(),
     ):
         self.detector, self.train_data, self.val_data = detector, train_data, val_data
         self.config, self.samples, self.ledgers = config, dict(samples or {}), tuple(ledgers)
         self.class_names = tuple(class_names or map(str, range(detector.num_classes)))
-        self.step, self.course = step, None
-        self._predictor, self._results = predictor, {}
+        self.step, self.course, self.history = step, None, list(history)
+        self._predictor, self.results = predictor, {}
 
     @classmethod
     def of(cls, trainer) -> Case:
@@ -114,6 +117,6 @@ class Case:
 
     def examined(self, examine: Callable[[Case], Result]) -> Result:
         """What an examination found: `examine(case)`, which is made once."""
-        if examine not in self._results:
-            self._results[examine] = examine(self)
-        return self._results[examine]
+        if examine not in self.results:
+            self.results[examine] = examine(self)
+        return self.results[examine]

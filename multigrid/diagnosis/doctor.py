@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from multigrid.diagnosis.case import Case
 from multigrid.diagnosis.examinations.course import Trial
-from multigrid.diagnosis.finding import CERTAIN, LIKELY, STAGES, Finding, Rule, ranked
+from multigrid.diagnosis.finding import CERTAIN, LIKELY, Finding, Rule, ranked
 from multigrid.diagnosis.rules import RULES
 
 SHALLOW = ("static", "batch", "evaluation")
@@ -61,7 +61,14 @@ class Diagnosis:
         }
 
 
-def diagnose(subject, *, deep: bool = False, rules: Sequence[Rule] = RULES, checkpoints=CHECKPOINTS) -> Diagnosis:
+def diagnose(
+    subject,
+    *,
+    deep: bool = False,
+    rules: Sequence[Rule] = RULES,
+    checkpoints=CHECKPOINTS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Diagnosis:
     """Names what is wrong with a training.
 
     Args:
@@ -70,34 +77,47 @@ def diagnose(subject, *, deep: bool = False, rules: Sequence[Rule] = RULES, chec
             before the first step no step is made.
         rules: those to ask.
         checkpoints: steps of the trial after which the rules of training are asked.
+        progress: called with (rules asked and steps trained, all of them).
 
     Returns:
         A `Diagnosis`.
     """
     began, case = time.perf_counter(), subject if isinstance(subject, Case) else Case.of(subject)
     visit = _Visit(case, rules)
-    for stage in SHALLOW:
-        visit.ask(stage)
-    stages = SHALLOW
+    stages = list(SHALLOW)
+    if case.history:
+        stages.append("run")
+    if case.course is not None:  # a training that was seen
+        stages.append("training")
+    asked = [rule for rule in rules if rule.stage in stages]
+    total = len(asked) + (checkpoints[-1] if deep else 0)
+    for number, rule in enumerate(sorted(asked, key=lambda rule: stages.index(rule.stage))):
+        visit.ask(rule)
+        if progress is not None:
+            progress(number + 1, total)
     if deep and not visit.certain:
-        stages = STAGES
-        _train(visit, checkpoints)
+        stages = list(dict.fromkeys((*stages, "training")))
+        _train(visit, checkpoints, progress and (lambda steps: progress(len(asked) + steps, total)))
     return Diagnosis(
         tuple(ranked(list(visit.findings.values()))),
         visit.failed,
-        stages,
+        tuple(stages),
         case.course.steps if case.course else 0,
         time.perf_counter() - began,
         case,
     )
 
 
-def _train(visit: _Visit, checkpoints) -> None:
+def _train(visit: _Visit, checkpoints, progress) -> None:
     """Trains, and asks the rules of training at the checkpoints, until a cause is certain or nothing is finite."""
     with Trial(visit.case) as trial:
         for steps in checkpoints:
             visit.case.course = trial.until(steps)
-            visit.ask("training")
+            for rule in visit.rules:
+                if rule.stage == "training":
+                    visit.ask(rule)
+            if progress is not None:
+                progress(steps)
             if visit.certain or not visit.case.course.finite:
                 return
 
@@ -114,13 +134,8 @@ class _Visit:
         """Whether a harmful cause is beyond doubt."""
         return any(one.confidence >= CERTAIN and not one.verdict.hygiene for one in self.findings.values())
 
-    def ask(self, stage: str) -> None:
-        """Asks every rule of a stage."""
-        for rule in self.rules:
-            if rule.stage == stage:
-                self._ask(rule)
-
-    def _ask(self, rule: Rule) -> None:
+    def ask(self, rule: Rule) -> None:
+        """Asks one rule."""
         self.findings.pop(rule.id, None)
         self.failed.pop(rule.id, None)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-STAGES = ("static", "batch", "training", "evaluation")  # the earliest point at which a rule can speak
+STAGES = ("static", "batch", "evaluation", "training", "run")  # the earliest point at which a rule can speak
 GROUPS = ("labels", "augmentation", "targets", "weights", "optimization", "loss", "model", "evaluation", "pipeline")
 PARTS = ("data", "criterion", "detector", "optimizer", "predictor")  # of a training, that a remedy may rebuild
 CERTAIN = 0.8  # from here on a cause needs no further examination

@@ -15,7 +15,7 @@ MOST = 8  # images on a sheet
 
 
 def save_training_batch(path, data, detector, class_names) -> None:
-    """Draws the first batch with its boxes and, tinted, the cells that answer for them.
+    """Draws the first batch, see `batch_sheet`.
 
     Args:
         path: of the picture.
@@ -23,18 +23,33 @@ def save_training_batch(path, data, detector, class_names) -> None:
         detector: whose criterion assigns the cells.
         class_names: one a class.
     """
-    images, truth = data[0]
+    save_image(path, batch_sheet(*data[0][:2], detector, class_names))
+
+
+def batch_sheet(images, truth, detector, class_names) -> np.ndarray:
+    """Images of a batch with their boxes and, tinted, the cells that answer for them.
+
+    Args:
+        images: uint8 [B, H, W, 3]; the first are drawn.
+        truth: {"boxes": [B, M, 4] corners in input pixels, "classes": [B, M], -1 for padding}.
+        detector: whose criterion assigns the cells.
+        class_names: one a class; a class without one is drawn with its number.
+
+    Returns:
+        uint8 RGB [height, width, 3].
+    """
     images, truth = images[:MOST], {name: values[:MOST] for name, values in truth.items()}
     drawn = []
     for row, cells in enumerate(_answering_cells(images, truth, detector)):
         objects = np.flatnonzero(truth["classes"][row] >= 0)
-        labels = [class_names[index] for index in truth["classes"][row][objects]]
+        known = dict(enumerate(class_names))
+        labels = [known.get(int(index), str(index)) for index in truth["classes"][row][objects]]
         colours = [class_colour(index) for index in truth["classes"][row][objects]]
         tinted = images[row]
         for number, colour in zip(objects, colours, strict=True):
             tinted = draw_cells(tinted, cells[number], colours=colour)
         drawn.append(draw_boxes(tinted, truth["boxes"][row][objects], labels, colours))
-    save_image(path, contact_sheet(drawn, COLUMNS))
+    return contact_sheet(drawn, COLUMNS)
 
 
 def save_predictions(path, predictor, samples) -> None:

@@ -8,6 +8,7 @@ from multigrid.diagnosis.finding import Rule
 from multigrid.diagnosis.rules import (
     augmentation,
     evaluation,
+    history,
     labels,
     loss,
     model,
@@ -17,7 +18,7 @@ from multigrid.diagnosis.rules import (
     weights,
 )
 
-MODULES = (labels, augmentation, targets, weights, optimization, loss, model, evaluation, pipeline)
+MODULES = (labels, augmentation, targets, weights, optimization, loss, model, evaluation, pipeline, history)
 RULES = tuple(
     sorted(
         (value for module in MODULES for value in vars(module).values() if isinstance(value, Rule)),

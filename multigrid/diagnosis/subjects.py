@@ -1,0 +1,95 @@
+"""Cases of a config, a run folder or a replay bundle."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from multigrid.config import Config
+from multigrid.diagnosis.case import Case
+from multigrid.diagnosis.examinations.course import Course
+from multigrid.errors import InputError
+from multigrid.prediction.run_folder import BEST, LAST, labels_there, run_config
+from multigrid.training.bundle import STEP, read_bundle
+from multigrid.training.comparison import RESULTS, read_runs
+from multigrid.training.faults import first_fault
+from multigrid.training.trainer import MultiGridTrainer
+
+
+def is_bundle(folder: str | os.PathLike) -> bool:
+    """Whether a folder is a replay bundle, and not a run."""
+    return (pathlib.Path(folder) / STEP).is_file()
+
+
+def of_config(config: Config) -> Case:
+    """The case of a training that is about to begin."""
+    return Case.of(MultiGridTrainer(config))
+
+
+def of_run(run_dir: str | os.PathLike, overrides: Sequence[str] = ()) -> Case:
+    """The case of a run folder: its config, its best weights, its curves and, where it stopped, the step it stopped at.
+
+    Args:
+        run_dir: the folder.
+        overrides: settings over those of the run.
+
+    Raises:
+        InputError: no run folder, or one whose training labels are no longer where they were.
+    """
+    run_dir = pathlib.Path(run_dir)
+    if not (run_dir / "config.yaml").is_file():
+        raise InputError(f"{run_dir}: expected a run folder or a replay bundle, received neither")
+    labels = labels_there(run_dir)
+    if "train" not in labels and not any(word.startswith("data.train=") for word in overrides):
+        raise InputError(f"{run_dir}: expected its training labels where they were; say data.train=LABELS")
+    trained = [name for name in (BEST, LAST) if (run_dir / name).is_file()]
+    settings = list(overrides) if trained else ["weights=null", *overrides]
+    if trained == [LAST] and not any(word.startswith("weights=") for word in overrides):
+        settings.insert(0, f'weights="{(run_dir / LAST).absolute()}"')
+    trainer = MultiGridTrainer(run_config(run_dir, settings, labels))
+    case = Case.of(trainer)
+    case.history = _history(run_dir)
+    case.step = len(case.history) * len(case.train_data)
+    case.course = _where_it_stopped(run_dir)
+    return case
+
+
+def of_bundle(folder: str | os.PathLike) -> Case:
+    """The case of a replay bundle: the step's own batch, and the detector and optimizer as they were before it.
+
+    Raises:
+        InputError: no bundle, or a damaged one.
+    """
+    step, _ = read_bundle(folder)
+    detector = step.detector()
+    detector.compile(step.optimizer(detector), jit_compile=detector.prefers_xla)
+    case = Case(detector, [(step.images, step.truth)], step=1)
+    case.course = Course(rows=[_row_of(step)], fault=first_fault(step.detector(), step.images, step.truth))
+    return case
+
+
+def _history(run_dir: pathlib.Path) -> list[dict]:
+    """The rows of results.csv; [] where no epoch was finished."""
+    if not (run_dir / RESULTS).is_file():
+        return []
+    (run,) = read_runs([run_dir])
+    return [
+        {"epoch": int(epoch), **{name: float(values[row]) for name, values in run.figures.items()}}
+        for row, epoch in enumerate(run.epochs)
+    ]
+
+
+def _where_it_stopped(run_dir: pathlib.Path) -> Course | None:
+    """The step of the newest bundle of a run, made again; None where it met nothing that was not finite."""
+    bundles = sorted(run_dir.glob(f"nan-epoch-*/{STEP}"), key=os.path.getmtime)
+    if not bundles:
+        return None
+    step, _ = read_bundle(bundles[-1].parent)
+    return Course(rows=[_row_of(step)], fault=step.fault())
+
+
+def _row_of(step) -> dict:
+    return {"step": 1, "learning_rate": step.learning_rate, "loss": np.nan}
