@@ -18,6 +18,7 @@ _HOMES = {
     "Predictor": "prediction.predictor",
     "Sample": "data.samples",
     "darknet53": "models.darknet",
+    "diagnose": "diagnosis.doctor",
     "load_weights": "models.weights",
     "read_anchors": "geometry.anchors",
     "read_samples": "data.samples",

@@ -36,14 +36,35 @@ def add_verb(verbs) -> None:
         action="store_true",
         help="BatchNorm by the batch's statistics, as in fit, not by its averages",
     )
+    probe.add_argument(
+        "--gradients",
+        action="store_true",
+        help="which component rules: its gradient on the weights that all share, and scales for a balance",
+    )
+    probe.add_argument(
+        "--balance",
+        default="",
+        metavar="PART=SHARE,...",
+        help="of --gradients, as in localization=2,classification=1 (equal shares)",
+    )
+    probe.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A.json", "B.json"),
+        help="two loss_components.json side by side, such as of random and of pretrained weights; probes nothing",
+    )
 
 
 def run_probe(options) -> int:
     """Shows every part of the loss on real batches, before any weight moves."""
+    if options.compare:
+        return _compare(options)
+    balance = _balance(options)
     config = load_config(options, weights_settings(options))
     report.check_folder(options.output_dir, "--output-dir")
     start_backend()
     from multigrid.diagnosis import probe
+    from multigrid.diagnosis.dominance import gradient_shares
     from multigrid.training.trainer import MultiGridTrainer
 
     trainer = MultiGridTrainer(config)
@@ -61,6 +82,10 @@ def run_probe(options) -> int:
         print(f"error: {error}", file=sys.stderr)
         emit(options, {"error": str(error)})
         return FAILED
+    if options.gradients:
+        for record in records[:1]:  # a step or two of the network a component
+            record["gradients"] = gradient_shares(trainer.detector, *trainer.train_data[0][:2], balance)
+            _show_gradients(record["gradients"])
     folder = pathlib.Path(options.output_dir)
     if options.format in ("json", "both"):
         report.write_json(folder / "loss_components.json", records)
@@ -100,3 +125,34 @@ def _show_record(record: dict, verbose: bool) -> None:
     units = [list(unit.values()) for unit in record["per_unit"]]
     columns = ("component", "per", "measured", "fresh head", "best constant head")
     report.table("Is it high? Each component per unit", columns, units)
+
+
+def _balance(options) -> dict:
+    """The shares of --balance."""
+    found = {}
+    for word in filter(None, options.balance.split(",")):
+        name, _, share = word.partition("=")
+        try:
+            found[name.strip()] = float(share)
+        except ValueError:
+            options.parser.error(f"--balance: expected PART=SHARE,..., received {word!r}")
+    if found and not options.gradients:
+        options.parser.error("--balance: expected --gradients beside it, received none")
+    return found
+
+
+def _show_gradients(rows: list) -> None:
+    columns = ("component", "scale", "now", "gradient", "share", "agrees with the rest", "for the balance")
+    shown = [list(row.values()) for row in rows]
+    report.table("Which component rules: gradients on backbone and neck, batch 0", columns, shown)
+
+
+def _compare(options) -> int:
+    from multigrid.diagnosis.probe_comparison import compare, read_records
+
+    first, second = options.compare
+    rows = compare(read_records(first), read_records(second))
+    columns = ("component", "per", first, second, "ratio", "first / best constant", "second / best constant")
+    report.table("Each component per unit", columns, [list(row.values()) for row in rows])
+    emit(options, {"first": first, "second": second, "components": rows})
+    return OK
