@@ -69,7 +69,7 @@ def test_every_section_is_built_without_arguments_and_every_default_passes_its_o
 
 def test_every_key_has_a_description_and_a_phrase_for_its_values():
     fields = dict(sections_module.fields())
-    assert len(fields) == 8 + 5 + 7 + 6 + 31 + 19 + 9 + 1 + 4  # data, shapes, model, … output, top level
+    assert len(fields) == 8 + 5 + 7 + 6 + 31 + 19 + 9 + 1 + 5  # data, shapes, model, … output, top level
     for path, info in fields.items():
         assert info.description and info.description.endswith("."), path
         assert words_module.says(info).text, path

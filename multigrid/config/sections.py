@@ -325,6 +325,9 @@ class Config(_Section):
     allow_partial: StrictBool = Field(
         False, description="Accept weights that fill only part of the backbone; the rest starts at random."
     )
+    diagnosis: Literal["none", "watch"] = Field(
+        "none", description="watch: the doctor looks on while it trains, and names the cause when something goes wrong."
+    )
     callbacks: Callbacks = Field(
         (), description="More Keras callbacks, as in {name: keras.callbacks.TerminateOnNaN}; arguments stand beside."
     )

@@ -19,6 +19,8 @@ from multigrid.training.stopping import TimeBudget
 from multigrid.training.tracking import GroupedTensorBoard, PredictionPictures
 from multigrid.training.weight_files import WeightFiles
 
+DOCTOR = "multigrid.diagnosis.watch.DoctorWatch"
+
 
 def lasting_callbacks(trainer) -> list:
     """Those that see the whole training, in the order in which they act when an epoch ends."""
@@ -31,7 +33,17 @@ def lasting_callbacks(trainer) -> list:
     ]
     if training.time_budget is not None:
         chosen.append(TimeBudget(training.time_budget))
-    return [*chosen, *build_callbacks(trainer.config.callbacks, trainer.own_dir), *trainer.callbacks]
+    return [*chosen, *build_callbacks(trainer.config.callbacks, trainer.own_dir), *_doctor(trainer), *trainer.callbacks]
+
+
+def _doctor(trainer) -> list:
+    """The doctor, where it is to look on: it knows training, and not the other way round, so it is found by name."""
+    if trainer.config.diagnosis != "watch":
+        return []
+    watching = build_callbacks([{"name": DOCTOR}], trainer.own_dir)
+    for callback in watching:
+        callback.trainer = trainer
+    return watching
 
 
 def closing_callbacks(trainer) -> list:
