@@ -2,7 +2,7 @@
 # make test         sets up .venv, then lint and all tests, then the backend tests once more on JAX
 # make lint         ruff alone
 # make bench        every benchmark, one after the other
-# make docs         writes the generated part of docs/configuration.md
+# make docs         writes the generated parts of docs/configuration.md and docs/doctor.md
 # make clean        removes .venv and caches; runs, data sets and weights stay
 #
 # PYTHON chooses the interpreter that .venv is made with: make quickstart PYTHON=python3.12
@@ -40,6 +40,8 @@ bench: .venv/installed-test
 
 docs: .venv/installed
 	$(BIN)/python -c 'from multigrid.config import describe; p = "docs/configuration.md"; m = "<!-- generated -->\n"; \
+	s = open(p, encoding="utf-8").read().partition(m); open(p, "w", encoding="utf-8").write(s[0] + m + "\n" + describe())'
+	$(BIN)/python -c 'from multigrid.diagnosis.reference import describe; p = "docs/doctor.md"; m = "<!-- generated -->\n"; \
 	s = open(p, encoding="utf-8").read().partition(m); open(p, "w", encoding="utf-8").write(s[0] + m + "\n" + describe())'
 
 clean:

@@ -9,9 +9,12 @@ import pytest
 
 import multigrid
 from multigrid.config import ConfigLoader
+from multigrid.diagnosis.reference import describe
+from multigrid.diagnosis.rules import RULES
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
-PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md"))]
+RULE_PAGES = sorted((CHECKOUT / "docs" / "doctor").glob("*.md"))
+PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")), *RULE_PAGES]
 CONFIGS = sorted((CHECKOUT / "configs").rglob("*.yaml"))
 MODEL_CONFIGS = [path for path in CONFIGS if path.parent.name == "models"]
 WHOLE_CONFIGS = [path for path in CONFIGS if path not in MODEL_CONFIGS]
@@ -53,12 +56,25 @@ def command_of(path):
     return found.groups()
 
 
-def test_there_are_eighteen_pages():
-    assert [page.name for page in PAGES] == [
+def test_there_are_nineteen_pages_and_one_a_rule():
+    assert [page.name for page in PAGES if page not in RULE_PAGES] == [
         "README.md", "architecture.md", "assignment.md", "command-line.md", "configuration.md", "data-formats.md",
-        "detection.md", "devices.md", "evaluation.md", "export.md", "fine-tuning.md", "long-runs.md", "loss.md",
+        "detection.md", "devices.md", "doctor.md", "evaluation.md", "export.md", "fine-tuning.md", "long-runs.md", "loss.md",
         "prediction.md", "probe.md", "serving.md", "training.md", "weights.md",
     ]  # fmt: skip
+
+
+def test_every_rule_of_the_doctor_has_a_page_that_tells_what_to_do():
+    assert [page.stem for page in RULE_PAGES] == [rule.id for rule in RULES] and len(RULES) >= 60
+    for page, rule in zip(RULE_PAGES, RULES, strict=True):
+        headings = re.findall(r"^#+ (.+)$", prose_of(page), re.MULTILINE)
+        assert headings[0] == f"{rule.id}: {rule.cause}"
+        assert headings[1:6] == ["What you see", "Why", "How the doctor knows", "What to do", "Look-alikes"]
+
+
+def test_the_table_of_rules_is_up_to_date():
+    page = text_of(CHECKOUT / "docs" / "doctor.md")
+    assert page.split("<!-- generated -->\n\n")[1] == describe(), "run `make docs`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
