@@ -46,15 +46,17 @@ class Fault:
         return f"{text}; {len(self.images)} of {batch_size} images; image files: {', '.join(shown) or 'unknown'}"
 
 
-def first_fault(detector: keras.Model, images, truth: dict) -> Fault | None:
+def first_fault(detector: keras.Model, images, truth: dict, *, backward: bool = True) -> Fault | None:
     """The first tensor that is not finite when the detector trains on a batch; None where all are.
 
     Args:
         detector: with the weights from before the step. It is compiled anew: hand over one that nobody trains.
         images: uint8 [B, H, W, 3].
         truth: {"boxes": [B, M, 4] corners in input pixels, "classes": [B, M], -1 for padding}.
+        backward: whether gradients are looked at; without them the detector stays as it is, compiled or not.
     """
-    looks = (_in_weights, _in_batch, _in_outputs, _in_components, _in_gradients)
+    looks = (_in_weights, _in_batch, _in_outputs, _in_components)
+    looks += (_in_gradients,) if backward else ()
     return next(filter(None, (look(detector, images, truth) for look in looks)), None)
 
 

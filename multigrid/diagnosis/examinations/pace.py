@@ -1,0 +1,113 @@
+"""The pace of a trial: the live schedule of the learning rate, whose rise takes a few steps and not some epochs."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from keras import ops
+from keras.optimizers import schedules
+
+RISE = 10  # steps
+PROBES = 100  # steps of a schedule at which its highest rate is looked for, beside powers of two
+LONGEST = 1_000_000  # steps that a schedule is looked at
+
+
+class _Hastened(schedules.LearningRateSchedule):
+    """A schedule whose first `rise` steps are gone through in `RISE`, and which then goes on from there."""
+
+    def __init__(self, schedule, rise: int):
+        self.schedule, self.rise = schedule, rise
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        risen = self.rise * ops.minimum((step + 1.0) / RISE, 1.0)
+        return self.schedule(ops.where(step < RISE, risen, self.rise + step - RISE))
+
+    def get_config(self) -> dict:
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule), "rise": self.rise}
+
+
+class _Scheduled:
+    """The pace of an optimizer with a schedule."""
+
+    def __init__(self, optimizer, schedule):
+        self.optimizer, self.schedule = optimizer, schedule
+        rise = peak_of(schedule)[0]
+        if rise > RISE:
+            optimizer.learning_rate = _Hastened(schedule, rise)
+
+    def at(self, step: int) -> None:
+        """Nothing: the schedule knows."""
+
+    def restore(self) -> None:
+        """Gives the optimizer its own schedule back."""
+        self.optimizer.learning_rate = self.schedule
+
+
+class _Number:
+    """The pace of an optimizer whose rate is a number, that callbacks would raise to."""
+
+    def __init__(self, optimizer, rises: bool):
+        self.optimizer, self.rises = optimizer, rises
+        self.rate = float(np.asarray(ops.convert_to_numpy(optimizer.learning_rate)))
+
+    def at(self, step: int) -> None:
+        """Sets the rate of a step."""
+        if self.rises:
+            self.optimizer.learning_rate = self.rate * min(1.0, (step + 1) / RISE)
+
+    def restore(self) -> None:
+        """The rate as it was."""
+        if self.rises:
+            self.optimizer.learning_rate = self.rate
+
+
+class _Untouched:
+    """The pace of an optimizer whose rate comes from a function of its caller's."""
+
+    def at(self, step: int) -> None:
+        """Nothing."""
+
+    def restore(self) -> None:
+        """Nothing."""
+
+
+def paced(optimizer, rises: bool = False):
+    """Hastens an optimizer's rise of the learning rate: an object with `at(step)` and `restore()`.
+
+    Args:
+        optimizer: without what Keras puts around it for float16.
+        rises: whether a rate that is a number is to be risen to.
+    """
+    schedule = schedule_of(optimizer)
+    if schedule is not None:
+        return _Scheduled(optimizer, schedule)
+    return _Untouched() if callable(optimizer._learning_rate) else _Number(optimizer, rises)
+
+
+def schedule_of(optimizer):
+    """The schedule of an optimizer; None where its rate is a number."""
+    rate = getattr(optimizer, "_learning_rate", None)
+    return rate if isinstance(rate, schedules.LearningRateSchedule) else None
+
+
+def rates_of(schedule, steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """A schedule at many of its steps: (steps, rates).
+
+    Args:
+        schedule: a Keras schedule.
+        steps: of the whole training; a million if not known, close together at the beginning.
+    """
+    even = np.linspace(0, (steps or LONGEST // 100) - 1, PROBES)
+    powers = [] if steps else [2.0**power for power in range(int(np.log2(LONGEST)))]
+    at = np.unique(np.concatenate([even, powers, np.arange(RISE + 1)]).astype("int64"))
+    at = at[at < (steps or LONGEST)]
+    return at, np.array([float(ops.convert_to_numpy(schedule(ops.convert_to_tensor(step, "int64")))) for step in at])
+
+
+def peak_of(schedule, steps: int | None = None) -> tuple[int, float]:
+    """(step, rate) of a schedule's highest rate: the first step that has it, or nearly."""
+    at, rates = rates_of(schedule, steps)
+    if not np.isfinite(rates).all():
+        return 0, float("nan")
+    return int(at[np.flatnonzero(rates >= 0.995 * rates.max())[0]]), float(rates.max())
