@@ -36,7 +36,8 @@ class Watcher:
             {"step"; "update_ratio/<block>": ‖change‖ / ‖weights‖ of the block since the last look, for each step of
             it; "unmoved": paths of trainable variables that are as at the beginning; "moved_frozen": paths of others
             that are not; "positive_confidence", "negative_confidence": mean objectness probability of the cells that
-            answer and of the others; "parts": {name: {"measured", "best_constant"}} for each cell that has the part;
+            answer and of the others; "objectness_target" mean of the former, "object_share" the same over all cells;
+            "parts": {name: {"measured", "best_constant"}} for each cell that has the part;
             "max_logit", "saturated" share of objectness logits; "max_log_size", "max_offset_logit" of positive cells;
             "across_images", "within_image": spread of the logits of one cell over the images, and of one image over
             the cells}. Of an encoder that knows no claims the figures about positive cells are left out.
@@ -90,9 +91,9 @@ class Watcher:
             found["positive_confidence"] = float(probability[positive].mean())
             found["max_offset_logit"] = float(np.abs(cells[positive][:, :2]).max())
         found["negative_confidence"] = float(probability[~positive].mean())
-        confidence = getattr(breakdown, "counts", {}).get("confidence")
-        if confidence is not None and positive.any():
-            found["objectness_target"] = float(np.sum(ops.convert_to_numpy(confidence)) / positive.sum())
+        target = breakdown.counts.get("confidence", breakdown.counts["positives"])
+        found["objectness_target"] = float(np.sum(ops.convert_to_numpy(target)) / max(1, positive.sum()))
+        found["object_share"] = float(positive.mean()) * found["objectness_target"]
         return found
 
     def grids(self) -> list:

@@ -7,9 +7,12 @@ evaluation, MG9xx pipeline.
 from multigrid.diagnosis.finding import Rule
 from multigrid.diagnosis.rules import (
     augmentation,
+    dynamics,
     evaluation,
+    freezing,
     history,
     labels,
+    learning_rate,
     loss,
     model,
     optimization,
@@ -18,7 +21,10 @@ from multigrid.diagnosis.rules import (
     weights,
 )
 
-MODULES = (labels, augmentation, targets, weights, optimization, loss, model, evaluation, pipeline, history)
+MODULES = (
+    labels, augmentation, targets, weights, freezing, optimization, learning_rate, loss, model, dynamics, evaluation,
+    pipeline, history,
+)  # fmt: skip
 RULES = tuple(
     sorted(
         (value for module in MODULES for value in vars(module).values() if isinstance(value, Rule)),
