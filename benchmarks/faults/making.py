@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from multigrid import assembly
+from multigrid.config import Config
 from multigrid.data.generator import MultiGridDataGenerator
 from multigrid.data.samples import Sample, read_class_names
 from multigrid.losses.multigrid_loss import MultiGridLoss
@@ -105,13 +106,24 @@ class Making:
 
     def trainer(self) -> MultiGridTrainer:
         """Makes everything: a trainer with data, a compiled detector and a predictor."""
-        config = self.stage.config([*self.settings, f"training.seed={self.seed}"])
-        trainer = MultiGridTrainer(config)
-        trainer.vocabulary = self._through("vocabulary", assembly.read_vocabulary(config))
-        self._make_data(trainer)
+        trainer = self._with_data()
         self._make_detector(trainer)
         for function in self._changes["predictor"]:
             function(trainer.predictor(evaluating=True))
+        return trainer
+
+    def checked(self) -> Config:
+        """The config."""
+        return self.stage.config([*self.settings, f"training.seed={self.seed}"])
+
+    def data(self):
+        """The training data."""
+        return self._with_data().train_data
+
+    def _with_data(self) -> MultiGridTrainer:
+        trainer = MultiGridTrainer(self.checked())
+        trainer.vocabulary = self._through("vocabulary", assembly.read_vocabulary(trainer.config))
+        self._make_data(trainer)
         return trainer
 
     def _through(self, part: str, value, *more):

@@ -9,7 +9,7 @@ from multigrid.data.augment import Example
 from multigrid.data.images import Letterbox
 
 
-@fault("A01", "augmentation", "B", (0.5, 0.3, 0.15), ())
+@fault("A01", "augmentation", "B", (0.5, 0.3, 0.15), ("MG201",))
 def flip_leaves_boxes(making, share):
     def flip(images, boxes, classes, rng):
         hit = rng.random(len(images)) < share
@@ -18,7 +18,7 @@ def flip_leaves_boxes(making, share):
     making.batches(flip)
 
 
-@fault("A03", "augmentation", "B", ("scale and border", "border", "half the border"), ())
+@fault("A03", "augmentation", "B", ("scale and border", "border", "half the border"), ("MG203",))
 def letterbox_leaves_boxes(making, forgotten):
     """Where boxes stay when the image is letterboxed; in both streams."""
 
@@ -41,7 +41,7 @@ def letterbox_leaves_boxes(making, forgotten):
     making.change("generator", made)
 
 
-@fault("A05", "augmentation", "B", (2, 4, 5), (), settings=("augmentation.mosaic=1.0",))
+@fault("A05", "augmentation", "B", (2, 4, 5), ("MG205",), settings=("augmentation.mosaic=1.0",))
 def mosaic_cut_to_few_boxes(making, most):
     def cut(images, boxes, classes, rng):
         classes[:, most:] = -1
@@ -49,7 +49,7 @@ def mosaic_cut_to_few_boxes(making, most):
     making.batches(cut)
 
 
-@fault("A02", "augmentation", "B", (0.5, 0.3, 0.15), (), further=True)
+@fault("A02", "augmentation", "B", (0.5, 0.3, 0.15), ("MG202",), further=True)
 def flip_inverts_boxes(making, share):
     """The image is mirrored, and the corners are, without changing places."""
 
@@ -61,7 +61,7 @@ def flip_inverts_boxes(making, share):
     making.batches(flip)
 
 
-@fault("A04", "augmentation", "B", (0.95, 0.7, 0.5), (), further=True)
+@fault("A04", "augmentation", "B", (0.95, 0.7, 0.5), ("MG204",), further=True)
 def augmentation_drops_boxes(making, share):
     def drop(images, boxes, classes, rng):
         classes[rng.random(classes.shape) < share] = -1
@@ -69,7 +69,7 @@ def augmentation_drops_boxes(making, share):
     making.batches(drop)
 
 
-@fault("A06", "augmentation", "B", ("three", "one"), (), further=True, settings=("augmentation.mosaic=1.0",))
+@fault("A06", "augmentation", "B", ("three", "one"), ("MG206",), further=True, settings=("augmentation.mosaic=1.0",))
 def mosaic_leaves_boxes(making, quarters):
     """Boxes of the right and lower quarters are put into the upper left one, or those of the lower right alone."""
 
@@ -84,7 +84,7 @@ def mosaic_leaves_boxes(making, quarters):
     making.batches(move)
 
 
-@fault("A08", "augmentation", "B", (0.8, 0.5), (), further=True)
+@fault("A08", "augmentation", "B", (0.8, 0.5), ("MG209",), further=True)
 def augmentation_too_strong(making, share):
     """A large part of every training image is noise."""
 

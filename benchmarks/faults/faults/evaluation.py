@@ -21,7 +21,7 @@ def decode_with(predictor, *, anchors=None, strides: float = 1.0, offset_activat
     predictor.model = keras.Model(predictor.model.input, DecodeGrids(**options)(grids), name=predictor.model.name)
 
 
-@fault("E03", "evaluation", "P", (3.0, 1.8, 1.4), ())
+@fault("E03", "evaluation", "P", (3.0, 1.8, 1.4), ("MG803",))
 def predictor_has_other_anchors(making, factor):
     """So many times too large."""
 
@@ -32,27 +32,27 @@ def predictor_has_other_anchors(making, factor):
     making.change("predictor", change)
 
 
-@fault("L19", "evaluation", "P", ("tanh",), (), further=True)
+@fault("L19", "evaluation", "P", ("tanh",), ("MG803", "MG616"), further=True)
 def predictor_has_other_activation(making, activation):
     making.change("predictor", lambda predictor: decode_with(predictor, offset_activation=activation))
 
 
-@fault("E01", "evaluation", "P", (0.9, 0.6, 0.4), (), further=True)
+@fault("E01", "evaluation", "P", (0.9, 0.6, 0.4), ("MG801",), further=True)
 def score_threshold_too_high(making, threshold):
     making.config(f"detection.score_threshold={threshold}", f"detection.predict_threshold={threshold}")
 
 
-@fault("E02", "evaluation", "P", (0.98, 0.05), (), further=True, settings=("detection.suppression=nms",))
+@fault("E02", "evaluation", "P", (0.98, 0.05), ("MG802",), further=True, settings=("detection.suppression=nms",))
 def suppression_threshold_wrong(making, threshold):
     making.config(f"detection.nms_threshold={threshold}")
 
 
-@fault("E08", "evaluation", "P", (1, 2), (), further=True)
+@fault("E08", "evaluation", "P", (1, 2), ("MG808",), further=True)
 def too_few_detections(making, most):
     making.config(f"detection.max_detections={most}")
 
 
-@fault("E06", "evaluation", "P", ("all",), (), further=True)
+@fault("E06", "evaluation", "P", ("all",), ("MG806",), further=True)
 def predictor_in_training_mode(making, _):
     """BatchNorm goes by the images that are looked at together."""
 
@@ -65,7 +65,7 @@ def predictor_in_training_mode(making, _):
     making.change("predictor", change)
 
 
-@fault("E09", "evaluation", "P", (0.9999, 0.999), (), further=True, settings=("backbone_weights=null",))
+@fault("E09", "evaluation", "P", (0.9999, 0.999), ("MG518",), further=True, settings=("backbone_weights=null",))
 def average_too_slow(making, momentum):
     """The moving average of the weights, which is evaluated, has hardly left the first ones."""
     making.config(f"training.ema={momentum}")

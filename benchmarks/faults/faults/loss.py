@@ -45,7 +45,7 @@ def _raw(criterion, cells, encoded):
     return criterion._split(ops.where(encoded.positive[..., None], claimed, 0.0))
 
 
-@fault("L03", "loss", "B", (0.0, 1e-6, 1e-2), (), settings=POSITIVES)
+@fault("L03", "loss", "B", (0.0, 1e-6, 1e-2), ("MG603",), settings=POSITIVES)
 def normalizer_unprotected(making, least):
     """The number of positive cells is a divisor, however small; some images have no objects."""
 
@@ -55,12 +55,12 @@ def normalizer_unprotected(making, least):
     making.criterion(_normalizers=normalizers)
 
 
-@fault("L05", "loss", "E", (1000.0, 200.0, 40.0), ())
+@fault("L05", "loss", "E", (1000.0, 200.0, 40.0), ("MG605", "MG650"))
 def no_object_scale_too_large(making, scale):
     making.config(f"loss.no_object_scale={scale}")
 
 
-@fault("L07", "loss", "B", ((1.0, 1.0, 1.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)), ())
+@fault("L07", "loss", "B", ((1.0, 1.0, 1.0), (0.0, 0.0, 1.0), (1.0, 0.0, 0.0)), ("MG606",))
 def anchor_loss_not_masked(making, scales):
     """On these grids, coarse to fine, the anchor loss counts cells without an object too."""
 
@@ -73,12 +73,12 @@ def anchor_loss_not_masked(making, scales):
     _sums(making, add)
 
 
-@fault("L13", "loss", "B", PROBABILITIES, ())
+@fault("L13", "loss", "B", PROBABILITIES, ("MG612",))
 def sigmoid_twice(making, which):
     _reads(making, which, ops.sigmoid)
 
 
-@fault("L14", "loss", "B", PROBABILITIES, ())
+@fault("L14", "loss", "B", PROBABILITIES, ("MG613",))
 def sigmoid_missing(making, which):
     """The cross-entropy of probabilities, which are clipped, is taken of logits."""
 
@@ -89,13 +89,13 @@ def sigmoid_missing(making, which):
     _reads(making, which, logit_of)
 
 
-@fault("L01", "loss", "B", (100.0, 8.0), (), further=True, settings=("training.optimizer=sgd",))
+@fault("L01", "loss", "B", (100.0, 8.0), ("MG601",), further=True, settings=("training.optimizer=sgd",))
 def loss_summed(making, share):
     """Over the batch and not divided, or not even by what else made it small."""
     making.criterion(_normalizers=lambda self, counts: ops.ones_like(counts["images"]) * 8.0 / share)
 
 
-@fault("L02", "loss", "B", (1.0, 0.5), (), further=True)
+@fault("L02", "loss", "B", (1.0, 0.5), ("MG602", "MG651"), further=True)
 def positives_diluted(making, power):
     """Parts of positive cells are divided by the cells of their grid (or a root of that) besides."""
 
@@ -106,29 +106,29 @@ def positives_diluted(making, power):
     _sums(making, divide)
 
 
-@fault("L09", "loss", "B", (0.0, 0.02, 0.1), (), further=True)
+@fault("L09", "loss", "B", (0.0, 0.02, 0.1), ("MG608",), further=True)
 def too_much_ignored(making, threshold):
     making.config(f"loss.ignore_threshold={threshold}")
 
 
-@fault("L10", "loss", "B", (0.49, 0.4), (), further=True)
+@fault("L10", "loss", "B", (0.49, 0.4), ("MG609",), further=True)
 def labels_smoothed_away(making, smoothing):
     making.config(f"loss.label_smoothing={smoothing}")
 
 
-@fault("L11", "loss", "B", (30.0, 8.0), (), further=True, settings=("loss.classification=focal",))
+@fault("L11", "loss", "B", (30.0, 8.0), ("MG610",), further=True, settings=("loss.classification=focal",))
 def focal_exponent_too_high(making, gamma):
     making.config(f"loss.focal_gamma={gamma}")
 
 
-@fault("L12", "loss", "B", (1000.0, 100.0), (), further=True)
+@fault("L12", "loss", "B", (1000.0, 100.0), ("MG611",), further=True)
 def class_weights_wrong(making, factor):
     """The first class counts so many times more than it should, the others so many times less."""
     weights = [factor, *[1.0 / factor] * (making.class_count - 1)]
     making.config(f"loss.class_weights={weights}")
 
 
-@fault("L16", "loss", "B", ("all",), (), further=True)
+@fault("L16", "loss", "B", ("all",), ("MG614", "MG615", "MG657"), further=True)
 def gradient_through_mask(making, _):
     """A part whose values are finite and whose gradient is not, where a row is padding."""
 
@@ -139,12 +139,12 @@ def gradient_through_mask(making, _):
     _sums(making, add)
 
 
-@fault("L20", "loss", "E", (12.0, 6.0, 3.0), (), further=True)
+@fault("L20", "loss", "E", (12.0, 6.0, 3.0), ("MG652",), further=True)
 def objectness_target_collapses(making, power):
     making.config(f"loss.iou_power={power}")
 
 
-@fault("L21", "loss", "B", (1000.0, 100.0), (), further=True)
+@fault("L21", "loss", "B", (1000.0, 100.0), ("MG617",), further=True)
 def scales_out_of_balance(making, factor):
     """The finest grid counts so many times more than the others."""
 
@@ -154,12 +154,12 @@ def scales_out_of_balance(making, factor):
     making.criterion(_normalizers=normalizers)
 
 
-@fault("L22", "loss", "B", ("coord_scale=0.001", "class_scale=1000.0", "coord_scale=0.05"), (), further=True)
+@fault("L22", "loss", "B", ("coord_scale=0.001", "class_scale=1000.0", "coord_scale=0.05"), ("MG618",), further=True)
 def coefficients_out_of_balance(making, setting):
     making.config(f"loss.{setting}")
 
 
-@fault("L24", "loss", "B", (10.0, 3.0, 1.0), (), further=True)
+@fault("L24", "loss", "B", (10.0, 3.0, 1.0), ("MG620",), further=True)
 def positives_also_negative(making, weight):
     """Cells with an object are trained as empty ones besides, with this weight."""
 

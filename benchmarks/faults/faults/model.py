@@ -28,17 +28,17 @@ def _bias(making, value: float) -> None:
     making.change("detector", change)
 
 
-@fault("M02", "model", "B", (0.0,), (), further=True)
+@fault("M02", "model", "B", (0.0,), ("MG702",), further=True)
 def no_objectness_prior(making, logit):
     _bias(making, logit)
 
 
-@fault("M03", "model", "B", (50.0, 12.0, 4.6), (), further=True)
+@fault("M03", "model", "B", (50.0, 12.0, 4.6), ("MG703",), further=True)
 def objectness_prior_inverted(making, logit):
     _bias(making, logit)
 
 
-@fault("M04", "model", "B", (20.0, 5.0, 1.0), (), further=True)
+@fault("M04", "model", "B", (20.0, 5.0, 1.0), ("MG704",), further=True)
 def head_begins_too_large(making, deviation):
     def change(trainer):
         rng = np.random.default_rng(making.seed)
@@ -48,7 +48,7 @@ def head_begins_too_large(making, deviation):
     making.change("detector", change)
 
 
-@fault("M05", "model", "B", (1.0, 0.8), (), further=True)
+@fault("M05", "model", "B", (1.0, 0.8), ("MG751",), further=True)
 def channels_dead(making, share):
     """This share of the channels before the grids is below zero for every image, and the activation has no slope."""
 
@@ -64,7 +64,7 @@ def channels_dead(making, share):
 
 
 @fault(
-    "M06", "model", "B", ("all",), (), further=True, settings=("loss.localization=mse", "loss.coord_scale=1.0")
+    "M06", "model", "B", ("all",), ("MG706",), further=True, settings=("loss.localization=mse", "loss.coord_scale=1.0")
 )  # fmt: skip
 def channels_exchanged(making, _):
     """Width and height, in the targets alone."""
@@ -76,7 +76,7 @@ def channels_exchanged(making, _):
     making.criterion(encode=encode)
 
 
-@fault("M07", "model", "E", (STRIDES, (16, FINEST), (FINEST,)), (), further=True)
+@fault("M07", "model", "E", (STRIDES, (16, FINEST), (FINEST,)), ("MG707", "MG751"), further=True)
 def scale_has_no_signal(making, strides):
     """What comes before the grids of these strides is zero."""
 
@@ -88,7 +88,7 @@ def scale_has_no_signal(making, strides):
     making.change("detector", change)
 
 
-@fault("M08", "model", "B", (STRIDES, (16, FINEST)), (), further=True)
+@fault("M08", "model", "B", (STRIDES, (16, FINEST)), ("MG708", "MG410", "MG707"), further=True)
 def layers_begin_at_zero(making, strides):
     """The last two layers before the grids of these strides, so that neither gets a gradient through the other."""
 

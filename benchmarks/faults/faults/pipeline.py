@@ -31,7 +31,7 @@ def _mean_area(sample) -> float:
     return float(np.prod(sample.boxes[:, 2:] - sample.boxes[:, :2], axis=1).mean()) if len(sample.boxes) else 0.0
 
 
-@fault("S01", "pipeline", "E", ("class", "size", "none"), ())
+@fault("S01", "pipeline", "E", ("class", "size", "none"), ("MG906",))
 def no_shuffling(making, order):
     """Samples sorted by class, by the objects' size or not at all."""
     keys = {"class": _commonest_class, "size": _mean_area}
@@ -40,12 +40,12 @@ def no_shuffling(making, order):
     making.change("generator", _in_order)
 
 
-@fault("S03", "pipeline", "E", (1.0, 0.3), (), further=True)
+@fault("S03", "pipeline", "E", (1.0, 0.3), ("MG907",), further=True)
 def batches_come_slowly(making, seconds):
     making.batches(lambda images, boxes, classes, rng: time.sleep(seconds))
 
 
-@fault("S04", "pipeline", "E", ("all",), (), further=True)
+@fault("S04", "pipeline", "E", ("all",), ("MG908",), further=True)
 def same_draws_every_epoch(making, _):
     """Every epoch has the images, the order and the augmentation of the first."""
 
@@ -58,7 +58,7 @@ def same_draws_every_epoch(making, _):
     making.change("generator", repeat)
 
 
-@fault("S08", "pipeline", "B", (0.9, 0.5, 0.25), (), further=True)
+@fault("S08", "pipeline", "B", (0.9, 0.5, 0.25), ("MG905",), further=True)
 def images_blank(making, share):
     """Instead of images that could not be read; their labels stay."""
 

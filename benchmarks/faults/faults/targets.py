@@ -21,12 +21,12 @@ def _anchors(making, change) -> None:
     making.config(f"data.anchors={path}")
 
 
-@fault("T01", "targets", "S", (128.0, 32.0, 4.0), ())
+@fault("T01", "targets", "S", (128.0, 32.0, 4.0), ("MG301",))
 def anchors_in_wrong_unit(making, divisor):
     _anchors(making, lambda sizes: sizes / divisor)
 
 
-@fault("T02", "targets", "S", ((2, 1, 0), (1, 2, 0), (0, 2, 1)), ())
+@fault("T02", "targets", "S", ((2, 1, 0), (1, 2, 0), (0, 2, 1)), ("MG302",))
 def anchors_in_wrong_order(making, order):
     """Which scale's anchors each scale gets; scales run coarse to fine."""
 
@@ -36,7 +36,7 @@ def anchors_in_wrong_order(making, order):
     making.change("vocabulary", reorder)
 
 
-@fault("T03", "targets", "S", (5.0, 3.0, "coco"), ())
+@fault("T03", "targets", "S", (5.0, 3.0, "coco"), ("MG303", "MG301"))
 def anchors_do_not_fit(making, stretch):
     """All wide or all tall by this factor, in turn; or those that suit other data and another input size."""
 
@@ -52,7 +52,7 @@ def anchors_do_not_fit(making, stretch):
     _anchors(making, change)
 
 
-@fault("T06", "targets", "B", ("xy", "x", "finest"), ())
+@fault("T06", "targets", "B", ("xy", "x", "finest"), ("MG311",))
 def cell_off_by_one(making, where):
     """Objects are put one cell to the right and below, to the right, or to the right on the finest grid alone."""
 
@@ -68,7 +68,7 @@ def cell_off_by_one(making, where):
     making.criterion(encode=encode)
 
 
-@fault("T05", "targets", "B", (2.0, 1.5, 1.2), (), further=True)
+@fault("T05", "targets", "B", (2.0, 1.5, 1.2), ("MG803", "MG313", "MG616"), further=True)
 def strides_differ(making, factor):
     """Predictions are decoded with strides that are so many times too long."""
     from faults.evaluation import decode_with
@@ -76,7 +76,7 @@ def strides_differ(making, factor):
     making.change("predictor", lambda predictor: decode_with(predictor, strides=factor))
 
 
-@fault("T07", "targets", "B", ("all",), (), further=True)
+@fault("T07", "targets", "B", ("all",), ("MG312",), further=True)
 def cell_axes_swapped(making, _):
     def encode(self, y_true, outputs):
         boxes = ops.convert_to_tensor(y_true["boxes"])
@@ -89,7 +89,7 @@ def cell_axes_swapped(making, _):
     making.criterion(encode=encode)
 
 
-@fault("T09", "targets", "B", (0.9, 0.7, 0.5), (), further=True)
+@fault("T09", "targets", "B", (0.9, 0.7, 0.5), ("MG322",), further=True)
 def too_few_positives(making, share):
     """This share of the objects gets no cell at all."""
 

@@ -26,7 +26,7 @@ def _last(items, share: float) -> list:
     return list(items)[len(items) - round(share * len(items)) :]
 
 
-@fault("W01", "weights", "S", (1.0, 0.5, 0.2), (), settings=(FROZEN,))
+@fault("W01", "weights", "S", (1.0, 0.5, 0.2), ("MG401", "MG402"), settings=(FROZEN,))
 def backbone_not_loaded(making, share):
     """This share of the backbone's blocks, from the deep end, is as it was before the file was read."""
 
@@ -42,7 +42,7 @@ def backbone_not_loaded(making, share):
     making.change("detector", forget)
 
 
-@fault("W04", "weights", "S", (1.0, 0.5, 0.2), (), settings=(FROZEN,))
+@fault("W04", "weights", "S", (1.0, 0.5, 0.2), ("MG403",), settings=(FROZEN,))
 def norm_statistics_not_loaded(making, share):
     def reset(trainer):
         for layer in _last(norms(trainer.detector.backbone), share):
@@ -52,7 +52,7 @@ def norm_statistics_not_loaded(making, share):
     making.change("detector", reset)
 
 
-@fault("W07", "weights", "S", ("all", "all but the grids", "backbone"), (), settings=(SCRATCH,))
+@fault("W07", "weights", "S", ("all", "all but the grids", "backbone"), ("MG406",), settings=(SCRATCH,))
 def layers_frozen(making, which):
     """Of a detector whose backbone begins at random."""
 
@@ -67,7 +67,7 @@ def layers_frozen(making, which):
     making.change("detector", freeze)
 
 
-@fault("W02", "weights", "S", (0.9, 0.6, 0.3), (), further=True, settings=(FROZEN,))
+@fault("W02", "weights", "S", (0.9, 0.6, 0.3), ("MG402", "MG401"), further=True, settings=(FROZEN,))
 def backbone_loaded_in_part(making, share):
     """The file that the config names lacks this share of the backbone's layers, from the deep end."""
     from multigrid.models.darknet import darknet53
@@ -82,7 +82,7 @@ def backbone_loaded_in_part(making, share):
     making.config(f"backbone_weights={path}", "allow_partial=true")
 
 
-@fault("W05", "weights", "S", (1.0, 0.6, 0.3), (), further=True, settings=(FROZEN,))
+@fault("W05", "weights", "S", (1.0, 0.6, 0.3), ("MG404",), further=True, settings=(FROZEN,))
 def slope_differs_from_weights(making, slope):
     """Of the LeakyReLU in the backbone; the weights were trained with 0.1."""
 
@@ -94,7 +94,7 @@ def slope_differs_from_weights(making, slope):
     making.change("detector", change)
 
 
-@fault("W06", "weights", "E", (0.5, 0.9), (), further=True, settings=("training.batch_size=2",))
+@fault("W06", "weights", "E", (0.5, 0.9), ("MG405",), further=True, settings=("training.batch_size=2",))
 def frozen_backbone_counts_on(making, momentum):
     """All of the backbone is frozen but its BatchNorm statistics, which follow small batches at this momentum."""
 
@@ -109,7 +109,7 @@ def frozen_backbone_counts_on(making, momentum):
     making.change("detector", change)
 
 
-@fault("W08", "weights", "S", ("head and grids", "grids"), (), further=True)
+@fault("W08", "weights", "S", ("head and grids", "grids"), ("MG407",), further=True)
 def head_frozen(making, which):
     def freeze(trainer):
         for layer in trainer.detector.layers:
@@ -119,7 +119,7 @@ def head_frozen(making, which):
     making.change("detector", freeze)
 
 
-@fault("W11", "weights", "S", (1.0, 0.01, None), (), further=True)
+@fault("W11", "weights", "S", (1.0, 0.01, None), ("MG409",), further=True)
 def weights_not_a_number(making, share):
     """Of one kernel in the middle: all, a hundredth, or a single number."""
 
