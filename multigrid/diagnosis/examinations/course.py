@@ -35,6 +35,7 @@ class Course:
         again: `(factor, steps) -> Course` makes the first steps once more from the same start with the same batches;
             `factor(path, step)` tells what to multiply the change of a variable by. None where that cannot be done.
         trial: whether the doctor made the steps, faster up to the highest learning rate than the training will.
+        events: {"step", "what"} of what changed from without, such as the beginning of a stage.
     """
 
     rows: list = field(default_factory=list)
@@ -43,11 +44,12 @@ class Course:
     broken: tuple | None = None
     again: Callable | None = None
     trial: bool = False
+    events: list = field(default_factory=list)
 
     @property
     def steps(self) -> int:
         """Batches that were trained on."""
-        return len(self.rows)
+        return self.rows[-1]["step"] if self.rows else 0
 
     @property
     def finite(self) -> bool:
@@ -57,7 +59,7 @@ class Course:
     @property
     def updates(self) -> int:
         """Changes of the weights; with gathered gradients fewer than steps."""
-        return int(self.rows[-1]["updates"]) if self.rows else 0
+        return int(self.rows[-1].get("updates", self.steps)) if self.rows else 0
 
     def values(self, name: str) -> np.ndarray:
         """A figure of every step that has it, NaN left out."""
@@ -121,7 +123,7 @@ class Trial:
         batch, images, truth = self._batch(index)
         loaded = time.perf_counter()
         self.rates.at(index)
-        rate, before = float(_number(optimizer.learning_rate)), _norms(self.case.optimizer)
+        rate, before = float(_number(optimizer.learning_rate)), counted(self.case.optimizer)
         kept = None if hasattr(optimizer, "non_finite_steps") else [_copy(v) for v in self.detector.weights]
         held = [] if factor is None else [(v, _copy(v)) for v in self.detector.trainable_variables]
         logs = self.detector.train_on_batch(images, truth, return_dict=True)
@@ -129,10 +131,10 @@ class Trial:
             variable.assign(old + factor(variable.path, index) * (_number(variable) - old))
         row = {"step": index + 1, "batch": batch, "learning_rate": rate}
         row |= {name: float(np.mean(value)) for name, value in logs.items()}
-        row |= _measured(self.case.optimizer, before, index)
+        row |= measured(self.case.optimizer, before, index)
         row |= {"data_seconds": loaded - began, "seconds": time.perf_counter() - loaded}
         course.rows.append(row)
-        if not _finite(row, before, _norms(self.case.optimizer)):
+        if not _finite(row, before, counted(self.case.optimizer)):
             course.broken = (images, truth)
             course.fault = self._find_fault(images, truth, kept)
 
@@ -188,18 +190,18 @@ class _State:
         np.random.set_state(self.random[1])
 
 
-def _norms(optimizer) -> dict:
+def counted(optimizer) -> dict:
     """What an optimizer has counted so far; little where it measures nothing."""
     inner = inner_optimizer(optimizer)
     names = ("measured_updates", "gradient_norm_sum", "gradient_norm_sums", "non_finite_steps")
-    counted = {name: _copy(getattr(inner, name)) for name in names if hasattr(inner, name)}
-    counted["dynamic_scale"] = float(_number(getattr(optimizer, "dynamic_scale", 1.0)))
-    return counted
+    found = {name: _copy(getattr(inner, name)) for name in names if hasattr(inner, name)}
+    found["dynamic_scale"] = float(_number(getattr(optimizer, "dynamic_scale", 1.0)))
+    return found
 
 
-def _measured(optimizer, before: dict, index: int) -> dict:
-    """The gradient norms of one step, NaN where it made no update, and the updates so far."""
-    inner, now = inner_optimizer(optimizer), _norms(optimizer)
+def measured(optimizer, before: dict, index: int) -> dict:
+    """The gradient norms of the step of this index, NaN where it made no update, and the updates so far."""
+    inner, now = inner_optimizer(optimizer), counted(optimizer)
     if "measured_updates" not in now:
         return {"updates": (index + 1) // (inner.gradient_accumulation_steps or 1)}
     made = int(now["measured_updates"] - before["measured_updates"])

@@ -8,8 +8,9 @@ from keras import ops
 
 from multigrid.config import with_objectness
 from multigrid.diagnosis.probe import CELLS_OF_PARTS, describe_batch
+from multigrid.geometry import boxes as box_geometry
 from multigrid.geometry import cells as cell_geometry
-from multigrid.losses.targets import positive_cells
+from multigrid.losses.targets import gather_cells, positive_cells
 from multigrid.models.blocks import block_of
 
 SATURATED = 10.0  # a logit beyond has a gradient below 5e-5
@@ -33,12 +34,15 @@ class Watcher:
         """What there is to see now.
 
         Returns:
-            {"step"; "update_ratio/<block>": ‖change‖ / ‖weights‖ of the block since the last look, for each step of
-            it; "unmoved": paths of trainable variables that are as at the beginning; "moved_frozen": paths of others
-            that are not; "positive_confidence", "negative_confidence": mean objectness probability of the cells that
-            answer and of the others; "objectness_target" mean of the former, "object_share" the same over all cells;
-            "parts": {name: {"measured", "best_constant"}} for each cell that has the part;
-            "max_logit", "saturated" share of objectness logits; "max_log_size", "max_offset_logit" of positive cells;
+            {"step"
+            "update_ratio/<block>": ‖change‖ / ‖weights‖ of the block since the last look, for each step of it
+            "unmoved": paths of trainable variables that are as at the beginning
+            "moved_frozen": paths of others that are not
+            "loss" of the batch, "max_logit", "saturated" share of objectness logits, "max_log_size"
+            "parts": {name: {"measured", "best_constant"}} for each cell that has the part
+            "positive_confidence", "negative_confidence": mean objectness probability of the cells that answer, and of
+            the others; "objectness_target" mean of the former, "object_share" the same over all cells
+            "max_offset_logit", "positive_overlap", mean IoU, of positive cells
             "across_images", "within_image": spread of the logits of one cell over the images, and of one image over
             the cells}. Of an encoder that knows no claims the figures about positive cells are left out.
         """
@@ -90,11 +94,22 @@ class Watcher:
         if positive.any():
             found["positive_confidence"] = float(probability[positive].mean())
             found["max_offset_logit"] = float(np.abs(cells[positive][:, :2]).max())
+            found["positive_overlap"] = self._overlap(grids, with_claims, layout)
         found["negative_confidence"] = float(probability[~positive].mean())
         target = breakdown.counts.get("confidence", breakdown.counts["positives"])
         found["objectness_target"] = float(np.sum(ops.convert_to_numpy(target)) / max(1, positive.sum()))
         found["object_share"] = float(positive.mean()) * found["objectness_target"]
         return found
+
+    def _overlap(self, grids, with_claims, layout) -> float:
+        """Mean IoU of the boxes that positive cells predict with those that they should."""
+        criterion, flat = self.case.criterion, cell_geometry.flatten(grids)
+        channels = cell_geometry.split_channels(flat, self.case.anchors.shape[1])
+        anchors = self.case.anchors.astype("float32")
+        activation = getattr(criterion, "offset_activation", self.detector.offset_activation)
+        predicted = cell_geometry.decode_boxes(channels, layout, anchors, activation)
+        overlap = box_geometry.iou(gather_cells(predicted, with_claims.cell), with_claims.boxes[:, :, None])
+        return float(np.asarray(ops.convert_to_numpy(overlap))[np.asarray(with_claims.positive)].mean())
 
     def grids(self) -> list:
         """What training sees of the batch, with its own statistics; the detector stays as it is."""

@@ -102,7 +102,7 @@ def rates_of(schedule, steps: int | None = None) -> tuple[np.ndarray, np.ndarray
     powers = [] if steps else [2.0**power for power in range(int(np.log2(LONGEST)))]
     at = np.unique(np.concatenate([even, powers, np.arange(RISE + 1)]).astype("int64"))
     at = at[at < (steps or LONGEST)]
-    return at, np.array([float(ops.convert_to_numpy(schedule(ops.convert_to_tensor(step, "int64")))) for step in at])
+    return _asked(schedule, at)
 
 
 def peak_of(schedule, steps: int | None = None) -> tuple[int, float]:
@@ -110,4 +110,11 @@ def peak_of(schedule, steps: int | None = None) -> tuple[int, float]:
     at, rates = rates_of(schedule, steps)
     if not np.isfinite(rates).all():
         return 0, float("nan")
+    highest = int(rates.argmax())
+    around = np.linspace(at[max(0, highest - 1)], at[min(len(at) - 1, highest + 1)], PROBES // 2)
+    at, rates = _asked(schedule, np.unique(np.concatenate([at, around.astype("int64")])))
     return int(at[np.flatnonzero(rates >= 0.995 * rates.max())[0]]), float(rates.max())
+
+
+def _asked(schedule, at) -> tuple[np.ndarray, np.ndarray]:
+    return at, np.array([float(ops.convert_to_numpy(schedule(ops.convert_to_tensor(step, "int64")))) for step in at])

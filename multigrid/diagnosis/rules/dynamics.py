@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from multigrid.diagnosis.examinations import activity
 from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
+from multigrid.diagnosis.rules.learning_rate import calm
 
-SUNK = 0.5  # of the confidence at the start
-BELOW = 0.3  # of the share of cells that hold an object: what a head without eyes would say
+SUNK = 0.9  # of the confidence at the start
+FAR_SUNK = 0.7  # likewise, where nothing else speaks for it
+BELOW = 0.5  # of the share of cells that hold an object: what a head without eyes would say
 OUT_OF_BALANCE = 10.0  # coefficient of cells without an object by that of cells with one
 LEAST_TARGET = 0.1  # mean objectness that positive cells are trained towards
 STUCK = 0.97  # of the best constant
@@ -43,7 +47,7 @@ def negatives_drown(case):
 @rule("MG651", "Positive cells are too weak in the objectness loss", group="loss", stage="training")
 def positives_diluted(case):
     """The confidence of positive cells sinks although coefficients and targets are in order."""
-    sinking = _sinking(case)
+    sinking = _sinking(case, FAR_SUNK)
     if sinking is None or _balance(case) >= OUT_OF_BALANCE or _target(case) < LEAST_TARGET:
         return None
     return Verdict(
@@ -64,13 +68,19 @@ def positives_diluted(case):
 @rule("MG652", "The objectness target of positive cells is next to nothing", group="loss", stage="training")
 def target_collapses(case):
     """Positive cells are trained towards an objectness of nearly 0, and sink."""
-    sinking, target = _sinking(case), _target(case)
+    sinking, target = _sinking(case, below=math.inf), _target(case)
     if target >= LEAST_TARGET or sinking is None:
         return None
+    overlap = case.course.looks[-1].get("positive_overlap", 1.0)
+    if target > 0.5 * overlap:
+        return None  # the boxes themselves are that bad
     return Verdict(
         0.85,
         (Observation("mean objectness target of positive cells", target, "1, or 0.2 and more with IoU"), *sinking),
-        ("the coefficients may be as they like: the loss asks for what is seen",),
+        (
+            f"the boxes of these cells overlap theirs by {overlap:.2f} on average: the target is far below that",
+            "the coefficients may be as they like: the loss asks for what is seen",
+        ),
         Remedy(
             "Blend the IoU target with 1, or lower its power.",
             settings=("loss.iou_power=1.0", "loss.iou_blend=0.5"),
@@ -88,7 +98,7 @@ def data_not_finite(case):
     course = case.course
     if course is None or course.finite or course.fault.kind not in ("target", "input"):
         return None
-    images, truth = course.broken
+    images, truth = course.broken or case.batches[0]
     rows = int((~np.isfinite(np.asarray(truth["boxes"])).all(-1)).sum())
     return Verdict(
         0.97,
@@ -101,7 +111,9 @@ def data_not_finite(case):
             f"images {list(course.fault.images or ())} of {len(images)} in the batch have it, the others do not",
         ),
         Remedy(
-            "Drop or mend these boxes where labels are read.", part="data", where=f"batch {course.rows[-1]['batch']}"
+            "Drop or mend these boxes where labels are read.",
+            part="data",
+            where=f"batch {course.rows[-1].get('batch', 0)}",
         ),
     )
 
@@ -112,7 +124,7 @@ def loss_not_finite(case):
     course = case.course
     if course is None or course.finite or course.fault.kind != "component":
         return None
-    images, truth = course.broken
+    _, truth = course.broken or case.batches[0]
     boxes, valid = np.asarray(truth["boxes"], "float64"), np.asarray(truth["classes"]) >= 0
     sides = (boxes[..., 2:] - boxes[..., :2])[valid]
     narrow = int((sides <= 0).any(-1).sum()) if len(sides) else 0
@@ -121,7 +133,7 @@ def loss_not_finite(case):
     if not empty:
         why = f"the batch has {int(valid.sum())} objects, {narrow} of them without width or height"
     return Verdict(
-        0.8 if _calm(course) else 0.6,
+        0.8 if calm(course) else 0.6,
         (
             Observation("first that is not finite", course.fault.subject, "none"),
             Observation("at step", course.steps, "never"),
@@ -144,7 +156,7 @@ def gradient_not_finite(case):
     if course is None or course.finite or course.fault.kind != "gradient":
         return None
     return Verdict(
-        0.8 if _calm(course) else 0.55,
+        0.8 if calm(course) else 0.55,
         (Observation("first that is not finite", course.fault.subject + course.fault.note, "none"),),
         (
             "loss, parts and outputs of the step are finite: 0 times infinity, behind a mask, is NaN only backwards",
@@ -239,21 +251,28 @@ def sizes_grow(case):
     if not sizes[-1] > sizes[-2] > sizes[-3]:
         return None
     return Verdict(
-        0.6,
+        0.45,
         (Observation("largest ln(size / anchor) of any cell", sizes[-1], "< 4.1"),),
         (f"from look to look {', '.join(f'{size:.2f}' for size in sizes)}, whatever localization does meanwhile",),
         Remedy("Clip the logarithm of sizes before exp, at ln(1000 / 16).", part="criterion"),
     )
 
 
-def _sinking(case):
-    """What is seen of the confidence of positive cells where it sinks; None where it does not."""
+def _sinking(case, sunk: float = SUNK, below: float = BELOW):
+    """What is seen of the confidence of positive cells where it sinks; None where it does not.
+
+    Args:
+        case: with a course.
+        sunk: share of its start that it has fallen to.
+        below: likewise, of the share of all cells that hold an object.
+    """
     course = case.course
     looks = [look for look in course.looks if "positive_confidence" in look] if course is not None else []
-    if len(looks) < 2 or course.updates < 5:
+    if len(looks) < 3 or course.updates < 10:
         return None
     first, last, share = looks[0]["positive_confidence"], looks[-1]["positive_confidence"], looks[-1]["object_share"]
-    if last > SUNK * first or last > BELOW * share:
+    falling = last < looks[-2]["positive_confidence"]
+    if last > sunk * first or last > below * share or not falling:
         return None
     return (
         Observation("mean objectness of positive cells at the start", first, f"about {share:.2g}"),
@@ -288,13 +307,6 @@ def _parts_at_end(course) -> dict:
 def _moving(course) -> str:
     ratios = [value for name, value in course.looks[-1].items() if name.startswith("update_ratio/")]
     return f"{np.median(ratios):.2g} of themselves a step" if ratios else "not measured"
-
-
-def _calm(course) -> bool:
-    """Whether losses and gradients were as usual until the step before."""
-    losses, norms = course.values("loss")[:-1], course.values("grad_norm")
-    steady = lambda values: len(values) < 2 or values[-1] < 5 * np.median(values)  # noqa: E731
-    return steady(losses[np.isfinite(losses)]) and steady(norms[np.isfinite(norms)])
 
 
 def _last_losses(course) -> str:

@@ -13,7 +13,7 @@ LARGE = 0.1  # share of a block's weights that one step changes
 TINY = 1e-5
 RISEN = 1.15  # times the first loss, of one and the same batch
 WIDE = 30.0  # a logit that no healthy head has in its first steps
-GAIN = 1.25  # times that a loss is smaller with the cause undone
+GAIN = 1.08  # times that a loss is smaller with the cause undone
 HEAD = 20.0  # times that the head moves more than the rest, of its own size
 OF_DATA = ("weights", "input", "target")  # first faults that no learning rate makes
 SETTLED = 5  # updates before which nothing is said
@@ -213,7 +213,7 @@ def _signs(course) -> tuple:
         return ()
     signs = []
     if not course.finite:
-        if course.fault.kind in OF_DATA:
+        if course.fault.kind in OF_DATA or calm(course):
             return ()
         signs.append(Observation("first that is not finite", course.fault.subject, "none"))
     elif course.updates < SETTLED:
@@ -287,6 +287,13 @@ def _observed_rate(case, signs):
             part="optimizer",
         ),
     )
+
+
+def calm(course) -> bool:
+    """Whether losses and gradients were as usual until the last step."""
+    losses, norms = course.values("loss")[:-1], course.values("grad_norm")
+    steady = lambda values: len(values) < 2 or values[-1] < 3 * np.median(values)  # noqa: E731
+    return steady(losses[np.isfinite(losses)]) and steady(norms[np.isfinite(norms)])
 
 
 def _of_one_batch(course) -> str:

@@ -296,11 +296,12 @@ def rate_unusual(case):
         low, high = ADAPTIVE
     else:
         low, high = (bound * max(images, BATCH / 4) / BATCH * (1 - (live.momentum or 0.0)) * 10 for bound in PLAIN)
-    if low <= live.peak <= high:
+    factor = max([1.0, *live.multipliers.values()])
+    if low <= live.peak and live.peak * factor <= high:
         return None
     return Verdict(
         0.4,
-        (Observation("highest learning rate", live.peak, f"{low:.2g} to {high:.2g}"),),
+        (Observation("highest learning rate of any block", live.peak * factor, f"{low:.2g} to {high:.2g}"),),
         (f"for batches of {images} images with {'Adam' if live.adaptive else 'SGD'} and its kin",),
         Remedy("Choose a rate in that range.", settings=("training.learning_rate=1.0e-3",), part="optimizer"),
     )

@@ -150,7 +150,7 @@ def other_preprocessing(case):
     if not other and now < FAR:
         return None
     return Verdict(
-        0.85 if other and now > FAR else 0.65 if other else 0.45,
+        0.75 if other and now > FAR else 0.65 if other else 0.45,
         (
             Observation(
                 f"{first.name}: mean of the batch off the moving one", f"{first.shift:.2f} deviations", "< 0.5"
