@@ -2,6 +2,7 @@
 # make test         sets up .venv, then lint and all tests, then the backend tests once more on JAX
 # make lint         ruff alone
 # make bench        every benchmark, one after the other
+# make bench-doctor what the doctor says of 30 faults and of healthy trainings, on two cores
 # make docs         writes the generated parts of docs/configuration.md and docs/doctor.md
 # make clean        removes .venv and caches; runs, data sets and weights stay
 #
@@ -21,7 +22,7 @@ PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Albumentations asks the network for a newer version of itself at import; nothing here needs the answer.
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: quickstart test lint bench docs clean
+.PHONY: quickstart test lint bench bench-doctor docs clean
 
 quickstart: .venv/installed
 	$(BIN)/multigrid train --config configs/quickstart.yaml --save-weights weights/model.h5
@@ -37,6 +38,10 @@ lint: .venv/installed-test
 
 bench: .venv/installed-test
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+bench-doctor: .venv/installed-test
+	$(BIN)/python benchmarks/faults/run.py --tier smoke --jobs 2
+	$(BIN)/python benchmarks/faults/score.py --detail
 
 docs: .venv/installed
 	$(BIN)/python -c 'from multigrid.config import describe; p = "docs/configuration.md"; m = "<!-- generated -->\n"; \

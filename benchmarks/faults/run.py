@@ -33,18 +33,21 @@ TIERS = {
     "further": {"sets": ("further",), "doses": DOSES, "seeds": (1,)},
     "full": {"sets": ("development", "further"), "doses": DOSES, "seeds": (1, 2, 3)},
 }
+EXAMINERS = {"doctor": "results.jsonl", "baselines": "baselines.jsonl"}  # and their tables
 RUNS_A_PROCESS = 12  # TensorFlow keeps what it has traced
 
 
-def main() -> int:
+def main(examiner: str = "doctor") -> int:
+    """Examines what the command line asks for; the examiner is a word of `EXAMINERS`."""
     options = _options()
+    options.table = options.table or options.root / EXAMINERS[examiner]
     data = options.data.name if options.data else DRAWN
     open_stage(options.root, options.data)  # made once, before processes want it
     wanted = list(planned(options.faults, options.doses, options.controls, options.seeds, data))
     done = _done(options) if not options.again else set()
     left = [run for run in wanted if run.id not in done]
     report.say(f"{len(wanted)} runs, {len(wanted) - len(left)} of them in {options.table}; commit {commit()}")
-    tasks = [(run, options.root, options.data) for run in left]
+    tasks = [(examiner, run, options.root, options.data) for run in left]
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=RUNS_A_PROCESS) as pool:
         for row in report.progress(pool.imap_unordered(one, tasks, chunksize=1), "diagnoses", len(tasks)):
             append_row(options.table, row)
@@ -54,9 +57,13 @@ def main() -> int:
 
 def one(task) -> dict:
     """The row of one run."""
-    run, root, data = task
+    examiner, run, root, data = task
     import keras
-    from examine import examine
+
+    if examiner == "doctor":
+        from examine import examine
+    else:
+        from baselines import examine
 
     keras.backend.clear_session()
     began = time.perf_counter()
@@ -87,6 +94,9 @@ def _line(row: dict) -> str:
     run = Run(row["fault"], row["dose"], row["seed"], row["data"])
     if "error" in row:
         return f"{run.words}: {row['error'].strip().splitlines()[-1]}"
+    if "said" in row:
+        words = [f"{name} {', '.join(said) or 'nothing'}" for name, said in row["said"].items()]
+        return f"{run.words}: {'; '.join(words)}"
     said = ", ".join(f"{one['id']} {one['confidence']:.2f}" for one in row["findings"][:3]) or "nothing"
     broken = f"; could not ask {', '.join(row['failed'])}" if row["failed"] else ""
     return f"{run.words}: {said}; {row['steps']} steps, {row['cpu_seconds']:.0f} s{broken}"
@@ -103,7 +113,7 @@ def _options():
     parser.add_argument("--jobs", type=int, default=2, help="processes, one core each (%(default)s)")
     parser.add_argument("--again", action="store_true", help="also what the table has for this commit")
     parser.add_argument("--root", type=pathlib.Path, default=ROOT, help="folder of what is kept (%(default)s)")
-    parser.add_argument("--table", type=pathlib.Path, help="the table (ROOT/results.jsonl)")
+    parser.add_argument("--table", type=pathlib.Path, help="the table (in ROOT)")
     options = parser.parse_args()
     tier = TIERS[options.tier]
     for name, known in (("faults", FAULTS), ("controls", CONTROLS)):
@@ -115,7 +125,6 @@ def _options():
     if options.faults is None:
         options.faults = [key for key, fault in FAULTS.items() if fault.set in tier["sets"]]
     options.doses, options.seeds = options.doses or tier["doses"], options.seeds or tier["seeds"]
-    options.table = options.table or options.root / "results.jsonl"
     return options
 
 

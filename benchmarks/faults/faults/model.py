@@ -21,7 +21,7 @@ def _grids(trainer) -> list:
 def _bias(making, value: float) -> None:
     def change(trainer):
         for layer in _grids(trainer):
-            bias = np.array(layer.bias)
+            bias = ops.convert_to_numpy(layer.bias).copy()
             bias[4] = value
             layer.bias.assign(bias)
 
@@ -55,7 +55,7 @@ def channels_dead(making, share):
     def change(trainer):
         for stride in STRIDES:
             norm = trainer.detector.get_layer(f"head_{stride}_bn")
-            beta = np.array(norm.beta)
+            beta = ops.convert_to_numpy(norm.beta).copy()
             beta[: round(share * len(beta))] = -10.0
             norm.beta.assign(beta)
             trainer.detector.get_layer(f"head_{stride}_leaky").negative_slope = 0.0

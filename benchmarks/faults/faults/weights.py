@@ -125,7 +125,7 @@ def weights_not_a_number(making, share):
 
     def spoil(trainer):
         kernel = trainer.detector.backbone.get_layer("stage3_down_conv").kernel
-        values = np.array(kernel)
+        values = keras.ops.convert_to_numpy(kernel).copy()
         count = 1 if share is None else max(1, round(share * values.size))
         values.reshape(-1)[:count] = np.nan
         kernel.assign(values)
