@@ -47,7 +47,7 @@ class DoctorWatch(keras.callbacks.Callback):
         self.trainer, self.course, self.diagnosis = None, Course(), None
         self._case, self._watcher, self._found, self._failed = None, None, {}, {}
         self._asked_early, self._said = False, set()
-        self._spent, self._began, self._amid = 0.0, time.perf_counter(), None
+        self._spent, self._began, self._amid, self._written = 0.0, time.perf_counter(), None, -1
 
     @property
     def findings(self) -> list[Finding]:
@@ -85,15 +85,17 @@ class DoctorWatch(keras.callbacks.Callback):
         self.write()
 
     def conclude(self) -> None:
-        """Ends the watch of a training that may have been broken off: asks why, and writes."""
+        """Ends the watch of a training that may have been broken off: asks why, and writes what is not yet written."""
         if self._amid is not None and self.course.fault is None:
             self._find_bundle()
-        self.write()
+        if self._written != self.course.steps:
+            self.write()
 
     def write(self) -> None:
         """Writes diagnosis.json and diagnosis.html into the run folder, where there is one."""
         if self._case is None:
             return
+        self._written = self.course.steps
         stages = (*EARLY, "training") if self._asked_early else ("training",)
         seconds = time.perf_counter() - self._began
         self.diagnosis = Diagnosis(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from multigrid.diagnosis.examinations import settings
@@ -265,9 +267,15 @@ def _head_alone(case):
     known = max([multipliers.get(block, 1.0) for block in head_blocks(list(multipliers))], default=1.0)
     if max(quotient, known) < HEAD:
         return None
-    share = 1.0 / max(quotient, known)
-    tried = undone(case, "head", lambda path, step: share if block_of(path).startswith(("head_", "grid_")) else 1.0)
-    return tried if tried is not None and tried.stable and (tried.gain > GAIN or not case.course.finite) else None
+    for share in (0.1, 1.0 / max(quotient, known)):
+        tried = undone(case, f"head x {share:.4g}", functools.partial(_of_head, share))
+        if tried is not None and tried.stable and (tried.gain > GAIN or not case.course.finite):
+            return tried
+    return None
+
+
+def _of_head(share: float, path: str, step: int) -> float:
+    return share if block_of(path).startswith(("head_", "grid_")) else 1.0
 
 
 def _observed_rate(case, signs):
