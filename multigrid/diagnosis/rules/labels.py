@@ -2,24 +2,430 @@
 
 from __future__ import annotations
 
-from multigrid.diagnosis.examinations import funnel
+import numpy as np
+
+from multigrid.diagnosis.examinations import boxes, duplicates, funnel, labels_read, pairing, placement
+from multigrid.diagnosis.examinations.alignment import FORMATS, MOVES, SCALES, TURNS, UNITS, describe
 from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
 
-KEPT = 0.5  # share of the parsed objects that batches must at least have; mosaics and crops lose some
+EMPTIED = 0.02  # share of the labelled images whose boxes are lost between file and samples; and at least
+EMPTIED_IMAGES = 3
+DEFECTS = 0.2  # share of a label file that a reader must leave out, from which the file is looked at itself
+BACKGROUND = (0.62, 0.8)  # share of images without objects, to be noted, and to be changed
+REPEATED = 0.05  # share of the boxes that lie on others of their class
+OUTSIDE = 0.01  # share of the boxes whose centre is not in the image
+FLAT = 0.002  # share of the boxes without an area
+TINY = 3.0  # pixels of the network's input
+SPOILT = (  # causes that boxes in wrong places or of no size look like
+    "MG101", "MG106", "MG107", "MG108", "MG109", "MG110", "MG116", "MG201", "MG202", "MG203", "MG204", "MG205", "MG206",
+    "MG208", "MG209",
+)  # fmt: skip
+STREAMS = ("label file", "samples", "training batches", "validation batches")
 
 
 @rule("MG101", "Objects of the label files do not reach the batches", group="labels", stage="static")
 def missing_labels(case):
     """No or few objects in the batches though the files have them, or none in the files."""
-    seen = case.examined(funnel.examine)
+    file, seen = case.examined(labels_read.examine), case.examined(funnel.examine)
+    lost, labelled = labels_read.emptied(file, case.samples.get("train", ())) if file else (0, 0)
+    kept = sum(len(one.boxes) for one in case.samples.get("train", ()))
+    moved = file is not None and kept > 0.97 * (1 - file.dropped) * file.boxes  # to other images: none is lost
+    if seen.batched > 0 and (moved or lost < EMPTIED_IMAGES or lost < EMPTIED * labelled):
+        return None
+    in_file = file.boxes / max(1, len(file.images)) if file else None
+    why = [f"{lost} of {labelled} images have boxes in the file that can be used, and none as samples"] if lost else []
     if seen.batched == 0:
+        why.append(f"of {seen.images} images all are empty, before any encoding: cells and loss cannot be the cause")
+    return Verdict(
+        1.0 if seen.batched == 0 else 0.95,
+        (
+            Observation("objects an image in the label file", in_file, "more than 0"),
+            Observation("objects an image in the samples", seen.parsed, "as in the file"),
+            Observation("objects an image in the batches", seen.batched, "more than 0"),
+        ),
+        tuple(why),
+        Remedy("Look at the label file of data.train and its reader.", part="data", where="data.train"),
+    )
+
+
+# --- where boxes lie --------------------------------------------------------------------------------------------------
+
+
+def _misplaced(case, names) -> tuple[str, placement.Placement, str, bool] | None:
+    """(stream, its placement, hypothesis, whether only some images) of the first stream that one of these explains.
+
+    The label file comes first where a reader must leave much of it out: what is left would mislead.
+    """
+    file = case.examined(labels_read.examine)
+    spoilt = file is not None and file.dropped > DEFECTS
+    looks = (
+        placement.of_file if spoilt else None,
+        placement.of_samples,
+        placement.of_training,
+        placement.of_validation,
+    )
+    for stream, look in list(zip(STREAMS, looks, strict=True))[:3]:
+        found = case.examined(look) if look else None
+        if found is None:
+            continue
+        if found.winner in names:
+            return stream, found, found.winner, False
+        if found.winner is None and found.mixed in names:
+            return stream, found, found.mixed, True
+    return None
+
+
+def _misplaced_verdict(case, names, advice: str) -> Verdict | None:
+    hit = _misplaced(case, names)
+    if hit is None:
+        return None
+    stream, found, name, some = hit
+    share = found.share(name)
+    return Verdict(
+        0.95 if not some or found.gain(name) > 2 * placement.GAIN else 0.7,
+        (
+            Observation(f"evidence of images for boxes of the {stream}", _two(found.level("identity")), "above 0.5"),
+            Observation(f"the same, if {describe(name)}", _two(found.level(name)), "below that"),
+            Observation("images that this fits clearly better", _two(share), "below 0.05"),
+        ),
+        (
+            f"of {len(found.names) - 1} explanations this one fits best, {found.lead(name):.0f} standard errors ahead "
+            "of the boxes as they are" + (f", in {share:.0%} of the images" if some else ""),
+            f"boxes of other images have {found.level(placement.OTHERS):.2f}: images and boxes do belong together",
+        ),
+        _remedy(stream, name, some, advice),
+    )  # fmt: skip
+
+
+def _remedy(stream: str, name: str, some: bool, advice: str) -> Remedy:
+    where = {"training batches": "what makes the batches"}.get(stream, "the label file of data.train, and its reader")
+    return Remedy(advice, part="data", boxes=None if some else name, where=where)
+
+
+@rule(
+    "MG102", "Boxes are read in another format than they are written in", group="labels", stage="static",
+    explains=SPOILT,
+)  # fmt: skip
+def box_format(case):
+    """Corners, corner and size, centre and size taken for each other."""
+    found = _misplaced_verdict(
+        case, FORMATS, "Read the boxes as they are written: x1, y1, x2, y2, or x, y, width, height, or centre and size."
+    )
+    counted = case.examined(boxes.of_samples) or case.examined(boxes.of_training)
+    if found or counted is None or counted.inverted < DEFECTS:
+        return found
+    return Verdict(
+        0.6,
+        (Observation("boxes whose second corner lies before the first", _two(counted.inverted), "0"),),
+        ("that is too many for slips of single records", "no explanation fits the images clearly"),
+        Remedy("See whether the file has corners or sizes.", part="data", where="data.train"),
+    )
+
+
+@rule(
+    "MG103", "Boxes are in another unit: shares or percent of the image instead of pixels", group="labels",
+    stage="static", explains=SPOILT,
+)  # fmt: skip
+def box_unit(case):
+    """Coordinates of at most 1, or of at most 100."""
+    advice = "Multiply the boxes by the image's width and height, or write pixels."
+    found = _misplaced_verdict(case, UNITS, advice)
+    counted = [case.examined(look) for look in (boxes.of_samples, boxes.of_training)]
+    share = max((one.within_one for one in counted if one), default=0.0)
+    if found or share < 0.02:
+        return found
+    return Verdict(
+        0.95,
+        (Observation("images all of whose coordinates are at most 1", _two(share), "0"),),
+        ("an object of a pixel in the upper left corner, in image after image, is no object",),
+        Remedy(advice, part="data", boxes="relative" if share > 0.95 else None, where="data.train"),
+    )
+
+
+@rule(
+    "MG104", "x and y of the boxes are exchanged", group="labels", stage="batch",
+    explains=SPOILT,
+)  # fmt: skip
+def exchanged_axes(case):
+    """(y1, x1, y2, x2) read as (x1, y1, x2, y2)."""
+    return _misplaced_verdict(case, ("swap_xy",), "Read y before x where the file has it so.")
+
+
+@rule(
+    "MG112", "Boxes are scaled by another image size", group="labels", stage="batch",
+    explains=SPOILT,
+)  # fmt: skip
+def box_scale(case):
+    """Width and height exchanged in scaling, or a size twice as large or half as large."""
+    return _misplaced_verdict(
+        case, SCALES, "Divide and multiply by the width and height of the very image the boxes are of."
+    )
+
+
+@rule(
+    "MG113", "Boxes of the labels are turned, mirrored or shifted against their images", group="labels", stage="batch",
+    explains=SPOILT,
+)  # fmt: skip
+def turned_labels(case):
+    """In the samples themselves, so that no augmentation can have done it."""
+    found = case.examined(placement.of_samples)
+    if found is None or (found.winner or found.mixed) not in (*TURNS, *MOVES):
+        return None
+    return _misplaced_verdict(
+        case,
+        (*TURNS, *MOVES),
+        "Apply the images' EXIF orientation before they are labelled, and count coordinates from the upper left.",
+    )
+
+
+@rule(
+    "MG106", "Images have the boxes of other images", group="labels", stage="batch",
+    explains=("MG101", "MG109", "MG201", "MG204", "MG206", "MG208", "MG209"),
+)  # fmt: skip
+def shuffled_pairs(case):
+    """The pairing is shifted or lost, in the samples or on the way into the batches."""
+    for stream, look in (("samples", placement.of_samples), ("training batches", placement.of_training)):
+        found = case.examined(look)
+        if found is not None and (verdict := _unpaired(case, stream, found)):
+            return verdict
+    return None
+
+
+def _unpaired(case, stream: str, found: placement.Placement) -> Verdict | None:
+    neighbours = (placement.PREVIOUS, placement.NEXT)
+    own, others = found.level("identity"), found.level(placement.OTHERS)
+    seen = (
+        Observation(f"evidence of the images for their own boxes, {stream}", _two(own), "above 0.5"),
+        Observation("for boxes of other images", _two(others), "far below"),
+        Observation("images that show nothing of their boxes", _two(found.unsupported.mean()), "below 0.08"),
+    )
+    remedy = Remedy("Pair images and labels by name, not by position.", part="data", where=stream)
+    shifted = found.winner or found.mixed
+    if shifted in neighbours:
+        return Verdict(0.95, seen, (f"the boxes of the {shifted} image fit better than its own",), remedy)
+    if shifted is not None:
+        return None
+    if not found.lies_well and found.boxes.sum() >= 60 and len(found.boxes) >= placement.FEWEST_IMAGES:
+        if found.beats(found.best, placement.OTHERS):
+            return None
+        confidence = 0.75
+        why = [f"none of {len(found.names) - 1} explanations of displaced boxes does better than boxes of other images"]
+        if case.examined(pairing.examine) is not None and pairing.finds(case):
+            confidence, why = 0.95, [*why, pairing.finds(case)]
+        return Verdict(confidence, seen, tuple(why), remedy)
+    proof = pairing.finds(case) if stream == "samples" and found.unsupported.mean() > 0.08 else None
+    return Verdict(0.85, seen, (proof,), remedy) if proof else None
+
+
+# --- boxes that cannot be boxes ---------------------------------------------------------------------------------------
+
+
+def _counted(case) -> list[tuple[str, boxes.Boxes]]:
+    """What was counted of samples and batches."""
+    looks = (boxes.of_samples, boxes.of_training, boxes.of_validation)
+    return [(stream, found) for stream, look in zip(STREAMS[1:], looks, strict=True) if (found := case.examined(look))]
+
+
+def _worst(case, share: str, file_kind: str | None = None) -> tuple[str, float]:
+    """(stream, share) of the stream with the greatest share; the label file counts where nothing else shows any."""
+    stream, most = max(
+        ((stream, getattr(found, share)) for stream, found in _counted(case)), key=lambda one: one[1], default=("", 0.0)
+    )
+    file = case.examined(labels_read.examine) if file_kind else None
+    return (stream, most) if most or file is None else ("label file", file.share(file_kind))
+
+
+@rule("MG107", "Coordinates are not numbers", group="labels", stage="static")
+def coordinates_not_finite(case):
+    """NaN or infinity among the boxes."""
+    stream, share = _worst(case, "not_finite", "non-finite")
+    if not share:
+        return None
+    dropped = stream == "label file"
+    return Verdict(
+        0.6 if dropped else 1.0,
+        (Observation(f"boxes of the {stream} with a coordinate that is not finite", round(share, 4), "0"),),
+        (
+            "the reader leaves them out"
+            if dropped
+            else "they are there before any update: no gradient can have made them",
+        ),
+        Remedy("Mend the records; data.strict=true names them.", part="data", where=stream),
+        hygiene=dropped,
+    )
+
+
+@rule("MG108", "Boxes have no area", group="labels", stage="static")
+def boxes_without_area(case):
+    """Width or height of 0, after reading, clipping or scaling."""
+    stream, share = _worst(case, "flat", "empty")
+    if share < FLAT or case.examined(boxes.of_training) is None:
+        return None
+    dropped = stream == "label file"
+    return Verdict(
+        0.6 if dropped else 0.9,
+        (Observation(f"boxes of the {stream} without width or height", round(share, 4), "0"),),
+        ("the reader leaves them out" if dropped else "their corners are in order and finite: they were not misread",),
+        Remedy("Leave such boxes out, after every step that clips or scales.", part="data", where=stream),
+        hygiene=dropped,
+    )
+
+
+@rule("MG109", "Boxes lie outside their images", group="labels", stage="static")
+def boxes_outside(case):
+    """Centres beyond the border, where no cell can answer for them."""
+    stream, share = _worst(case, "outside", "outside")
+    if share < OUTSIDE:
+        return None
+    return Verdict(
+        0.9 if share > 5 * OUTSIDE else 0.6,
+        (Observation(f"boxes of the {stream} with their centre outside the image", round(share, 4), "0"),),
+        ("no format, unit or turn of the boxes explains it: then that cause stands above",),
+        Remedy("See which images they belong to; clip or leave them out.", part="data", where=stream),
+        hygiene=stream == "label file" and share < DEFECTS,
+    )
+
+
+@rule("MG110", "Objects are labelled twice", group="labels", stage="static")
+def repeated_boxes(case):
+    """The same box of the same class again."""
+    stream, share = _worst(case, "repeated")
+    if share < REPEATED / 5:
+        return None
+    return Verdict(
+        0.8 if share > REPEATED else 0.6,
+        (Observation(f"boxes of the {stream} that lie on another of their class", round(share, 4), "below 0.001"),),
+        (f"they share more than {boxes.SAME:.0%}: crowded objects do not",),
+        Remedy("Read each label once; `multigrid data` lists boxes that are there twice.", part="data", where=stream),
+        hygiene=share < REPEATED,
+    )
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+def _ids(case) -> list[tuple[str, dict]]:
+    """Objects by class number in every stream that has numbers."""
+    file = case.examined(labels_read.examine)
+    read = [("label file", file.ids)] if file and file.ids else []
+    return read + [(stream, found.ids) for stream, found in _counted(case)]
+
+
+@rule(
+    "MG105", "Class numbers are shifted by one", group="labels", stage="static", explains=("MG111", "MG101"),
+)  # fmt: skip
+def classes_from_one(case):
+    """The number of classes comes as a class, and 0 is missing or rare; or the other way round."""
+    count = len(case.class_names)
+    for stream, ids in _ids(case):
+        beyond = [number for number in ids if number not in range(count)]
+        if len(beyond) == 1 and beyond[0] in (count, -1):
+            return _shifted(stream, ids, beyond[0], 0 if beyond[0] == count else count - 1, count)
+    return None
+
+
+def _shifted(stream: str, ids: dict, beyond: int, left: int, count: int) -> Verdict | None:
+    """Of classes that end at `beyond` and would then have left `left`."""
+    total, rest = sum(ids.values()), ids.get(left, 0)
+    if total < 10 or ids[beyond] < 0.02 * total / count:
+        return None  # single slips are another matter
+    return Verdict(
+        0.97 if not rest else 0.85,
+        (
+            Observation(f"objects of class {beyond} in the {stream}", ids[beyond], f"0: classes end at {count - 1}"),
+            Observation(f"objects of class {left}", rest, f"about {total / count:.0f}"),
+        ),
+        (
+            "no other number is beyond the classes: a wrong list of names would give more than one",
+            f"class {left} is missing" if not rest else f"class {left} is there too: a part of the files is shifted",
+        ),
+        Remedy("Subtract one from the class numbers, or count from 0.", part="data", where=stream),
+    )
+
+
+@rule("MG111", "Class numbers are beyond the list of classes", group="labels", stage="static")
+def classes_beyond(case):
+    """Numbers, or names, that no class has."""
+    count, file = len(case.class_names), case.examined(labels_read.examine)
+    for stream, ids in _ids(case):
+        beyond = sorted(number for number in ids if number >= count or number < 0)
+        if beyond:
+            share = sum(ids[number] for number in beyond) / sum(ids.values())
+            return Verdict(
+                0.9 if share > 0.01 else 0.6,
+                (Observation(f"class numbers in the {stream} beyond 0 to {count - 1}", beyond[:8], "none"),
+                 Observation("objects that have them", round(share, 4), "0")),
+                ("they are no shift by one: then only one number is beyond",),
+                Remedy("Give data.classes the list that the labels were made with.", part="data", where=stream),
+                hygiene=stream == "label file" and share < 0.01,
+            )  # fmt: skip
+    if file and file.share("unknown-class") > 0.01:
         return Verdict(
-            1.0,
+            0.85,
             (
-                Observation("objects an image in the label files", seen.parsed, "more than 0"),
-                Observation("objects an image in the batches", seen.batched, "more than 0"),
+                Observation(
+                    "boxes of the label file with an unknown class name", _two(file.share("unknown-class")), "0"
+                ),
             ),
-            (f"of {seen.images} images all are empty, before any encoding: cells and loss cannot be the cause",),
-            Remedy("Look at the label file of data.train and its reader.", part="data", where="data.train"),
+            ("the reader leaves these objects out, and they become background",),
+            Remedy("Give data.classes the list that the labels were made with.", part="data", where="data.classes"),
         )
     return None
+
+
+# --- what is in the data ----------------------------------------------------------------------------------------------
+
+
+@rule("MG114", "Most images are empty", group="labels", stage="static")
+def mostly_background(case):
+    """So that few cells ever have an object."""
+    seen = case.examined(funnel.examine)
+    if not BACKGROUND[0] < seen.empty_images < 1.0:
+        return None
+    return Verdict(
+        0.55,
+        (Observation("images of the batches without an object", _two(seen.empty_images), "below 0.5"),
+         Observation("samples without an object", seen.empty_samples and _two(seen.empty_samples), "the same")),
+        ("the label file declares them empty: no object is lost on the way",),
+        Remedy("Leave out empty images until about as many are left as labelled ones.", where="data.train"),
+        hygiene=seen.empty_images < BACKGROUND[1],
+    )  # fmt: skip
+
+
+@rule("MG115", "Validation images are among the training images", group="labels", stage="static")
+def leak(case):
+    """Files of the same content in both splits."""
+    found = case.examined(duplicates.examine)
+    if found is None or found.share < 0.005:
+        return None
+    return Verdict(
+        0.9 if found.share > 0.05 else 0.6,
+        (Observation("validation images that are training images", _two(found.share), "0"),),
+        (f"{found.count} files have the same content, such as {found.example}",),
+        Remedy(
+            "Take them out of one split; `multigrid data` also finds near duplicates.", part="data", where="data.val"
+        ),
+    )
+
+
+@rule("MG116", "Objects are too small for the network's input", group="labels", stage="static")
+def too_small(case):
+    """Sides of fewer pixels than the finest cells can tell apart."""
+    found = case.examined(boxes.of_samples) or case.examined(boxes.of_training)
+    if found is None or not len(found.short_sides):
+        return None
+    share, middle = float(np.mean(found.short_sides < TINY)), float(np.median(found.short_sides))
+    if share < 0.2:
+        return None
+    return Verdict(
+        0.6,
+        (Observation(f"objects with a side below {TINY:g} pixels of the input", _two(share), "below 0.05"),
+         Observation("median of the shorter side", _two(middle), f"above {2 * TINY:g} pixels")),
+        ("measured after the letterbox, on boxes that are sound",),
+        Remedy("Use a larger model.input_size, or cut the images into parts.", where="model.input_size"),
+        hygiene=middle >= TINY,
+    )  # fmt: skip
+
+
+def _two(number: float) -> float:
+    return round(float(number), 2)
