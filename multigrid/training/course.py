@@ -59,6 +59,12 @@ class Course:
                 return
             position = self._after(state)
 
+    def conclude(self) -> None:
+        """Tells the callbacks that want to know it that the training is over, however it ended; Keras does not."""
+        for callback in self.lasting:
+            if hasattr(callback, "conclude"):
+                callback.conclude()
+
     def _prepare_for(self, state: RunState) -> None:
         """Compiles for the stage of a state, and gives everything but the tensors back."""
         self.rows[:] = state.rows

@@ -197,6 +197,7 @@ class MultiGridTrainer:
                 self.stopped_by = f"{signals.received} {stop}"
             finally:
                 self.lines.stop()
+                course.conclude()
         self._finish()
         return _history(self.detector, course.rows)
 
