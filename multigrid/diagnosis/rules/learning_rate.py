@@ -23,7 +23,7 @@ SETTLED = 5  # updates before which nothing is said
 
 @rule(
     "MG501", "The learning rate is too high", group="optimization", stage="training",
-    explains=("MG505", "MG519", "MG502", "MG656", "MG657", "MG650", "MG651", "MG750", "MG751", "MG752", "MG754"),
+    explains=("MG505", "MG519", "MG656", "MG657", "MG650", "MG651", "MG750", "MG751", "MG752"),
 )  # fmt: skip
 def rate_too_high(case):
     """Training goes wrong, and does not with a tenth of the rate."""
@@ -121,7 +121,7 @@ def rate_too_low(case):
 
 @rule(
     "MG506", "The head learns at far too high a rate", group="optimization", stage="training",
-    explains=("MG501", "MG505", "MG656", "MG657", "MG650", "MG651", "MG750", "MG752", "MG754"),
+    explains=("MG501", "MG505", "MG656", "MG657", "MG650", "MG651", "MG750", "MG752"),
 )  # fmt: skip
 def head_too_fast(case):
     """Training goes wrong in the head, and does not if the head alone is slowed."""
