@@ -37,13 +37,15 @@ class Placement:
 
     Attributes:
         names: of the hypotheses, beside those of `alignment` the ones above.
-        sums: [images, hypotheses] evidence, summed over the boxes of an image.
+        sums: [images, hypotheses] evidence, summed over the boxes of an image; a box outside of it counts against.
+        mild: the same, where a box outside counts nothing: that it is outside says nothing for another hypothesis.
         boxes: [images] how many were measured.
         kinds: [images] how many samples an image shows; 0 where not known.
     """
 
     names: tuple
     sums: np.ndarray
+    mild: np.ndarray
     boxes: np.ndarray
     kinds: np.ndarray
 
@@ -111,7 +113,8 @@ class Placement:
         return own < np.median(other)
 
     def _ahead(self, name: str) -> np.ndarray:
-        return (self._of(name) - self._of(IDENTITY)) / np.sqrt(self.boxes)
+        mild = self.mild[:, self.names.index(name)] - self.mild[:, self.names.index(IDENTITY)]
+        return mild / np.sqrt(self.boxes)
 
     def _of(self, name: str) -> np.ndarray:
         return self.sums[:, self.names.index(name)]
@@ -150,13 +153,16 @@ def place(stream: Sequence[views.View]) -> Placement | None:
     chosen = [_some(view.boxes, most, rng) for view in stream]
     measured = [_measure(view.image, _candidates(stream, chosen, index), rng) for index, view in enumerate(stream)]
     deviation = np.nanstd(np.concatenate([chance for _, chance in measured]), axis=0)
-    sums = [
-        [scores.mean() * len(boxes) for scores in _scores(by_name, np.maximum(deviation, 1e-6))]
-        for (by_name, _), boxes in zip(measured, chosen, strict=True)
-    ]
+    sums = np.array(
+        [
+            [_sums(scores, len(boxes)) for scores in _scores(by_name, np.maximum(deviation, 1e-6))]
+            for (by_name, _), boxes in zip(measured, chosen, strict=True)
+        ]
+    )
     return Placement(
         tuple(measured[0][0]),
-        np.array(sums),
+        sums[..., 0],
+        sums[..., 1],
         np.array([len(boxes) for boxes in chosen]),
         np.array([len(view.samples) for view in stream]),
     )
@@ -201,8 +207,13 @@ def _measure(image: np.ndarray, candidates: dict, rng: np.random.Generator) -> t
 
 
 def _scores(by_name: dict, deviation: np.ndarray) -> list[np.ndarray]:
-    """Evidence of the boxes by every hypothesis."""
+    """Evidence of the boxes by every hypothesis, NaN of those that cannot be measured."""
     return [
-        np.where(counted, evidence.compared(found, expected, deviation), evidence.NOTHING)
+        np.where(counted, evidence.compared(found, expected, deviation), np.nan)
         for found, expected, counted in by_name.values()
     ]
+
+
+def _sums(scores: np.ndarray, count: int) -> tuple[float, float]:
+    """Evidence of an image for so many boxes, with what cannot be measured counted against it, and not counted."""
+    return tuple(float(np.nan_to_num(scores, nan=missing).mean() * count) for missing in (evidence.NOTHING, 0.0))

@@ -15,8 +15,9 @@ CAPPED = 0.6  # share of the images, of those that could have more objects, that
 CAPPED_IMAGES = 8
 INVERTED = 0.005  # share of the boxes
 ALIKE = 0.6  # evidence of mosaics, or of training images, against that of the others
+ALIKE_AT_LEAST = 0.8  # likewise, where something else speaks for it as well
 QUARTER = 0.08  # of the objects of mosaics, that each quarter has at least
-ROUGH = 1.6  # times the detail of validation images
+ROUGH = 2.0  # times the detail of validation images
 LETTERBOXES = (placement.BORDER, placement.HALF_BORDER, placement.LETTERBOX)
 CLEAR = 0.12  # evidence by which a letterbox that boxes missed must be ahead
 
@@ -120,7 +121,7 @@ def letterbox_left_out(case):
     return None
 
 
-@rule("MG204", "Augmentation drops objects", group="augmentation", stage="batch")
+@rule("MG204", "Augmentation drops objects", group="augmentation", stage="batch", explains=("MG114",))
 def objects_dropped(case):
     """Of the objects of the samples too few are left in the images that show them."""
     found = case.examined(retention.examine)
@@ -176,7 +177,7 @@ def mosaic_misplaced(case):
     reference = found.level(IDENTITY, plain) if plain.sum() >= placement.FEWEST_IMAGES else raw.level(IDENTITY)
     level, quarters = found.level(IDENTITY, tiled), kept.quarters / max(1, kept.quarters.sum())
     uneven = kept.quarters.sum() >= 2 * OBJECTS and (quarters.min() < QUARTER)
-    if level > ALIKE * reference and not (uneven and level > 0.85 * reference) or level > 0.95 * reference:
+    if level > (ALIKE_AT_LEAST if uneven else ALIKE) * reference:
         return None
     if found.winner is not None:
         return None
@@ -244,10 +245,10 @@ def images_destroyed(case):
     if found is None or raw is None or not raw.lies_well or detail is None or found.winner or found.mixed:
         return None
     share = found.level(IDENTITY) / raw.level(IDENTITY)
-    if share > ALIKE or detail < ROUGH:
+    if share > ALIKE_AT_LEAST or detail < ROUGH:
         return None
     return Verdict(
-        0.8,
+        0.8 if share < ALIKE else 0.6,
         (
             Observation(
                 "evidence of training images for their boxes, against that without augmentation",

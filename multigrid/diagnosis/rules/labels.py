@@ -23,7 +23,10 @@ SPOILT = (  # causes that boxes in wrong places or of no size look like
 STREAMS = ("label file", "samples", "training batches", "validation batches")
 
 
-@rule("MG101", "Objects of the label files do not reach the batches", group="labels", stage="static")
+@rule(
+    "MG101", "Objects of the label files do not reach the batches", group="labels", stage="static",
+    explains=("MG114", "MG204"),
+)  # fmt: skip
 def missing_labels(case):
     """No or few objects in the batches though the files have them, or none in the files."""
     file, seen = case.examined(labels_read.examine), case.examined(funnel.examine)

@@ -100,7 +100,13 @@ def channel_lost(case):
     )  # fmt: skip
 
 
-@rule("MG905", "Images with objects are blank", group="pipeline", stage="batch", explains=("MG904", "MG106", "MG209"))
+@rule(
+    "MG905",
+    "Images with objects are blank",
+    group="pipeline",
+    stage="batch",
+    explains=("MG106", "MG209", "MG904", "MG908"),
+)
 def blank_images(case):
     """Of one colour, as where reading failed and an empty image took the place."""
     found = case.examined(pixels.of_training)
