@@ -36,6 +36,7 @@ class Case:
         ledgers: what came of each weights file.
         step: updates that the detector has seen in this training.
         history: figures by epoch of a training that is over, as rows of results.csv; () where there are none.
+        keeps_compilation: whether the detector came compiled, so that it is its caller's and not the config's.
 
     Attributes:
         results: what examinations found, by the examination.
@@ -55,11 +56,13 @@ class Case:
         ledgers=(),
         step: int = 0,
         history=(),
+        keeps_compilation: bool = False,
     ):
         self.detector, self.train_data, self.val_data = detector, train_data, val_data
         self.config, self.samples, self.ledgers = config, dict(samples or {}), tuple(ledgers)
         self.class_names = tuple(class_names or map(str, range(detector.num_classes)))
         self.step, self.course, self.history = step, None, list(history)
+        self.keeps_compilation = keeps_compilation
         self._predictor, self.results = predictor, {}
 
     @classmethod
@@ -75,6 +78,7 @@ class Case:
             samples=trainer.samples,
             predictor=lambda: trainer.predictor(evaluating=True),
             ledgers=trainer.ledgers,
+            keeps_compilation=trainer.keeps_compilation,
         )
 
     @property

@@ -120,6 +120,7 @@ class DoctorWatch(keras.callbacks.Callback):
             samples=self.trainer.samples,
             ledgers=self.trainer.ledgers,
             step=self.course.steps,
+            keeps_compilation=self.trainer.keeps_compilation,
         )
         case.course = self.course
         self._watcher = Watcher(case)

@@ -41,7 +41,7 @@ def setting_not_reached(case):
     found = case.examined(settings.differences)
     if not found:
         return None
-    own = getattr(case, "keeps_compilation", False)
+    own = case.keeps_compilation
     first = found[:6]
     return Verdict(
         0.75,  # who changed it may have wanted it: what it does is another rule's to say
