@@ -54,6 +54,7 @@ def _tasks(runs, options) -> list:
         ("healthy", key, Run(run.fault, run.dose, seed, run.data), None) for key, (_, run, seed) in healthy.items()
     ]
     tasks += [("faulty", run.id, run, None) for run in runs]
+    tasks.sort(key=lambda task: (task[0] == "healthy" and task[2].seed not in options.seeds, task[0] != "healthy"))
     if options.mend:
         rows = {row["id"]: row for row in read_rows(options.root / "results.jsonl") if row.get("findings")}
         for run in runs:
