@@ -31,9 +31,9 @@ class Order:
 
 
 def examine(case) -> Order | None:
-    """The order of the training data; None where it has no `epoch` to set, or a single batch."""
+    """The order of the training data; None where its epoch cannot be chosen, or there is a single batch."""
     data = case.train_data
-    if not hasattr(data, "epoch") or len(data) < 2:
+    if not has_epochs(data) or len(data) < 2:
         return None
     with epochs(data) as begin:
         begin(0)
@@ -44,6 +44,11 @@ def examine(case) -> Order | None:
         again, seen = _made_again(data, begin, first, second)
     samples = getattr(data, "samples", None)
     return Order(same, _uniformity(samples, first) if samples and first else {}, again, seen)
+
+
+def has_epochs(data) -> bool:
+    """Whether the epoch can be chosen: a plain attribute may be one that nothing follows."""
+    return isinstance(getattr(type(data), "epoch", None), property)
 
 
 @contextlib.contextmanager

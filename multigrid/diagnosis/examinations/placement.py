@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from multigrid.diagnosis.examinations import evidence, labels_read, views
-from multigrid.diagnosis.examinations.alignment import HYPOTHESES, IDENTITY, MOVES, apply
+from multigrid.diagnosis.examinations.alignment import HYPOTHESES, IDENTITY, MOVES, UNITS, apply
 
 BOXES = 384  # of a stream
 FEWEST = 3  # of an image
@@ -176,6 +176,9 @@ def _candidates(stream, chosen: list, index: int) -> dict[str, np.ndarray]:
     """The boxes of an image by every hypothesis, [N, 4] each."""
     view, boxes, size = stream[index], chosen[index], stream[index].image.shape[:2]
     found, count = {name: apply(name, boxes, size) for name in HYPOTHESES}, len(stream)
+    for name in UNITS:  # of the pixels that the boxes were measured in
+        own = np.tile(view.scale, 2)
+        found[name] = apply(name, boxes / own, np.array(size) / view.scale[::-1]) * own
     for name, step in ((PREVIOUS, -1), (NEXT, 1), (OTHERS, count // 2), (OTHERS, count // 3)):
         other = (index + step) % count
         moved = chosen[other] * np.tile(np.array(view.scale) / stream[other].scale, 2)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from multigrid.data.images import BORDER, Letterbox
-from multigrid.diagnosis.examinations.order import epochs
+from multigrid.diagnosis.examinations.order import epochs, has_epochs
 
 PAD = 4  # pixels of a border that is looked for
 GREY = 8.0  # grey levels that its mean may be off by
@@ -51,7 +51,7 @@ def examine(case) -> Validation | None:
 
 
 def _changes(data, images) -> float:
-    if not hasattr(data, "epoch"):
+    if not has_epochs(data):
         again = data[0][0]
     else:
         with epochs(data) as begin:

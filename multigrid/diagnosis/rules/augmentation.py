@@ -39,8 +39,8 @@ def boxes_left_behind(case):
     name = found.winner or found.mixed
     if name not in (*TURNS, *MOVES, "swap_xy", "half", "double") or (name == "swap_xy" and found.winner):
         return None
-    if raw is not None and raw.mixed == name:
-        return None
+    if raw is not None and raw.mixed == name or name in MOVES and (found.kinds >= retention.MIXED_UP).any():
+        return None  # the labels' fault, or that of the mosaic
     share, some = found.share(name), found.winner is None
     seen = [
         Observation(f"training images that fit better, if {describe(name)}", _two(share), "below 0.05"),
@@ -171,7 +171,7 @@ def mosaic_misplaced(case):
     found, raw, kept = case.examined(placement.of_training), _raw(case), case.examined(retention.examine)
     if found is None or raw is None or not raw.lies_well or kept is None:
         return None
-    tiled, plain = found.kinds >= 4, found.kinds == 1
+    tiled, plain = found.kinds >= retention.MIXED_UP, found.kinds == 1
     if tiled.sum() < placement.FEWEST_IMAGES or _is_capped(kept):
         return None
     reference = found.level(IDENTITY, plain) if plain.sum() >= placement.FEWEST_IMAGES else raw.level(IDENTITY)

@@ -274,7 +274,7 @@ def boxes_without_area(case):
     )
 
 
-@rule("MG109", "Boxes lie outside their images", group="labels", stage="static")
+@rule("MG109", "Boxes lie outside their images", group="labels", stage="static", explains=("MG204",))
 def boxes_outside(case):
     """Centres beyond the border, where no cell can answer for them."""
     stream, share = _worst(case, "outside", "outside")
