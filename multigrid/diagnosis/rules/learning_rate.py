@@ -121,7 +121,7 @@ def rate_too_low(case):
 
 @rule(
     "MG506", "The head learns at far too high a rate", group="optimization", stage="training",
-    explains=("MG501", "MG505", "MG656", "MG657", "MG650", "MG651", "MG750", "MG752"),
+    explains=("MG501", "MG505", "MG519", "MG656", "MG657", "MG650", "MG651", "MG750", "MG752"),
 )  # fmt: skip
 def head_too_fast(case):
     """Training goes wrong in the head, and does not if the head alone is slowed."""
