@@ -11,6 +11,7 @@ import numpy as np
 from multigrid.data.images import Letterbox
 from multigrid.geometry.boxes import iou
 
+MOST = 3000  # images that are looked through for repeated boxes
 SAME = 0.95  # IoU of two boxes of a class that are one object, labelled twice
 
 
@@ -96,9 +97,16 @@ def _counted(rows: list) -> Boxes | None:
         inverted=float(inverted.mean()),
         outside=float(outside.mean()),
         within_one=float(np.mean([np.nan_to_num(one).max() <= 1.0 for one in labelled])),
-        repeated=sum(_repeated(boxes, classes) for boxes, classes, *_ in rows) / len(boxes),
+        repeated=_repeated_share(rows),
         ids=Counter(np.concatenate([classes for _, classes, *_ in rows]).astype(int).tolist()),
         short_sides=sides[sound].min(1) * factor[sound],
+    )
+
+
+def _repeated_share(rows: list) -> float:
+    """Share of the objects that lie on an earlier one, of the first `MOST` images: all pairs of an image are compared."""
+    return sum(_repeated(boxes, classes) for boxes, classes, *_ in rows[:MOST]) / max(
+        1, sum(len(boxes) for boxes, *_ in rows[:MOST])
     )
 
 

@@ -72,19 +72,19 @@ def examine(case) -> LabelFile | None:
 
 def emptied(file: LabelFile, samples) -> tuple[int, int]:
     """(images whose boxes the file has and the samples have not, images with boxes that can be used)."""
-    _, kept, _ = zip(*_usable(file), strict=True)
     count = {sample.path: len(sample.boxes) for sample in samples}
-    labelled = [image.path for image, boxes in zip(file.images, kept, strict=True) if boxes and image.path in count]
+    labelled = [
+        image.path
+        for image, size in zip(file.images, file.sizes, strict=True)
+        if image.path in count and _has_usable(image, size)
+    ]
     return sum(count[path] == 0 for path in labelled), len(labelled)
 
 
-def _usable(file: LabelFile) -> list[tuple]:
-    """(image, how many boxes have an area within it, size) of every image."""
-    found = []
-    for image, size in zip(file.images, file.sizes, strict=True):
-        boxes = np.clip(np.nan_to_num(_pixels(image, size)), 0, np.tile(size[::-1], 2))
-        found.append((image, int((boxes[:, 2:] > boxes[:, :2]).all(1).sum()), size))
-    return found
+def _has_usable(image: RawImage, size) -> bool:
+    """Whether a box has an area within the image."""
+    boxes = np.clip(np.nan_to_num(_pixels(image, size)), 0, np.tile(size[::-1], 2))
+    return bool((boxes[:, 2:] > boxes[:, :2]).all(1).any())
 
 
 def _pixels(image: RawImage, size) -> np.ndarray:
