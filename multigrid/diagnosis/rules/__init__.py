@@ -14,6 +14,7 @@ from multigrid.diagnosis.rules import (
     labels,
     learning_rate,
     loss,
+    loss_functions,
     model,
     optimization,
     pipeline,
@@ -22,8 +23,8 @@ from multigrid.diagnosis.rules import (
 )
 
 MODULES = (
-    labels, augmentation, targets, weights, freezing, optimization, learning_rate, loss, model, dynamics, evaluation,
-    pipeline, history,
+    labels, augmentation, targets, weights, freezing, optimization, learning_rate, loss, loss_functions, model,
+    dynamics, evaluation, pipeline, history,
 )  # fmt: skip
 RULES = tuple(
     sorted(
