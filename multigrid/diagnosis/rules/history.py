@@ -80,8 +80,6 @@ def no_detections(case):
             Observation("best validation mAP", max(value for _, value in quality), "rises within some epochs"),
             Observation("loss", f"{-fell:+.0%}", "falls"),
         ),
-        (
-            "the loss fell by more than half: something is learned, and lost between outputs and metric",
-        ),
+        ("the loss fell by more than half: something is learned, and lost between outputs and metric",),
         Remedy("See the other findings; if there are none, look at predictions.jpg and at val's labels.", where="val"),
     )
