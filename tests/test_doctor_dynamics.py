@@ -1,5 +1,6 @@
 """Causes that the course of a training shows: each is named from its course, and its look-alikes are not."""
 
+import dataclasses
 import math
 
 import keras
@@ -8,6 +9,7 @@ import pytest
 from small_runs import make_config
 
 from multigrid.diagnosis.case import Case
+from multigrid.diagnosis.examinations import settings
 from multigrid.diagnosis.examinations.course import Course
 from multigrid.diagnosis.examinations.looks import Watcher
 from multigrid.diagnosis.rules import dynamics
@@ -144,6 +146,12 @@ def test_classes_alone_that_are_not_learnt(told):
     assert told(a_course(400, parts=learnt))["MG658"] >= 0.5
     assert told(a_course(160, parts=learnt)) == {}  # too early
     assert told(a_course(400, parts=parts(localization=0.5, objectness=0.6, anchor=0.5, classification=0.7))) == {}
+
+
+def test_nothing_is_expected_while_the_learning_rate_rises(told, trainer, monkeypatch):
+    live = settings.optimization(Case.of(trainer))
+    monkeypatch.setattr(settings, "optimization", lambda case: dataclasses.replace(live, peak_step=1000))
+    assert told(a_course(400)) == {}
 
 
 def test_nothing_that_is_learnt(told):

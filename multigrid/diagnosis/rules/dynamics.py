@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from multigrid.diagnosis.examinations import activity
+from multigrid.diagnosis.examinations import activity, settings
 from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
 from multigrid.diagnosis.rules.learning_rate import calm
 
@@ -171,7 +171,7 @@ def classes_stuck(case):
     """Boxes and objectness are learnt, classification stays at the best constant."""
     parts = _parts_at_end(case.course)
     others = [parts[name] for name in ("localization", "objectness") if name in parts]
-    if case.course is None or case.course.steps < LONG or "classification" not in parts or len(case.class_names) < 2:
+    if not _long_enough(case) or "classification" not in parts or len(case.class_names) < 2:
         return None
     if parts["classification"] < STUCK or not others or max(others) > LEARNT:
         return None
@@ -191,7 +191,7 @@ def all_stuck(case):
     """Every part is at its best constant after many steps."""
     parts = _parts_at_end(case.course)
     known = [parts[name] for name in ("localization", "objectness", "classification") if name in parts]
-    if case.course is None or case.course.steps < LONG or len(known) < 2 or min(known) < STUCK:
+    if not _long_enough(case) or len(known) < 2 or min(known) < STUCK:
         return None
     return Verdict(
         0.5,
@@ -302,6 +302,11 @@ def _parts_at_end(course) -> dict:
         for name, one in looks[-1]["parts"].items()
         if one["best_constant"] > 1e-6
     }
+
+
+def _long_enough(case) -> bool:
+    """Whether a part should have learnt something by now: the rise of the learning rate does not count."""
+    return case.course is not None and case.course.steps >= LONG + 2 * case.examined(settings.optimization).peak_step
 
 
 def _moving(course) -> str:
