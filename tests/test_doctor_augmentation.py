@@ -10,7 +10,7 @@ from multigrid.data.images import Letterbox
 from multigrid.diagnosis.case import Case
 from multigrid.diagnosis.examinations import placement
 from multigrid.diagnosis.finding import LIKELY
-from multigrid.diagnosis.rules import augmentation, labels
+from multigrid.diagnosis.rules import augmentation, places
 from multigrid.training.trainer import MultiGridTrainer
 
 FLIP = ({"name": "HorizontalFlip", "p": 0.5},)
@@ -64,7 +64,7 @@ def test_a_flip_of_the_image_alone_is_named_with_its_share(trainer, share):
     # some flipped scenes look the same: their objects lie in the middle
     assert 0.6 * share <= verdict.seen[0].value <= 1.2 * share
     assert verdict.remedy.boxes == ("hflip" if share == 1.0 else None)
-    assert "MG113" not in named(labels, case)  # the labels are right
+    assert "MG113" not in named(places, case)  # the labels are right
 
 
 def test_labels_that_are_mirrored_are_no_matter_of_augmentation(trainer):
@@ -77,7 +77,7 @@ def test_labels_that_are_mirrored_are_no_matter_of_augmentation(trainer):
 
     case = spoilt(trainer, sample=mirrored)
     assert augmentation.boxes_left_behind.function(case) is None
-    assert labels.turned_labels.function(case).remedy.boxes == "hflip"
+    assert places.turned_labels.function(case).remedy.boxes == "hflip"
 
 
 def test_a_flip_that_exchanges_corners_is_no_misread_format(trainer):
@@ -88,7 +88,7 @@ def test_a_flip_that_exchanges_corners_is_no_misread_format(trainer):
 
     case = spoilt(trainer, train=flip_both)
     assert augmentation.corners_exchanged.function(case).confidence >= LIKELY
-    assert "MG102" not in named(labels, case)
+    assert "MG102" not in named(places, case)
 
 
 @pytest.mark.parametrize("with_scale", [False, True])
@@ -97,7 +97,7 @@ def test_boxes_that_miss_the_letterbox_are_named(trainer, with_scale):
     for data in (case.train_data, case.val_data):
         data._load = _without_letterbox(data, with_scale)
     assert augmentation.letterbox_left_out.function(case).confidence >= LIKELY
-    assert "MG113" not in named(labels, case)
+    assert "MG113" not in named(places, case)
 
 
 def _without_letterbox(data, with_scale):
@@ -156,7 +156,7 @@ def test_stretched_validation_has_lost_its_border(trainer):
 def test_validation_boxes_alone_in_another_frame_are_no_matter_of_the_labels(trainer):
     case = spoilt(trainer, val=lambda images, boxes, classes, rng: boxes.__imul__(0.5))
     assert augmentation.validation_fitted_otherwise.function(case).confidence >= LIKELY
-    assert "MG112" not in named(labels, case)
+    assert "MG112" not in named(places, case)
 
 
 def test_noise_that_hides_the_objects_is_too_strong_and_the_pairing_is_right(trainer):

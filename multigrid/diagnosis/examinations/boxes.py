@@ -104,10 +104,9 @@ def _counted(rows: list) -> Boxes | None:
 
 
 def _repeated_share(rows: list) -> float:
-    """Share of the objects that lie on an earlier one, of the first `MOST` images: all pairs of an image are compared."""
-    return sum(_repeated(boxes, classes) for boxes, classes, *_ in rows[:MOST]) / max(
-        1, sum(len(boxes) for boxes, *_ in rows[:MOST])
-    )
+    """Share of the objects that lie on an earlier one, of `MOST` images: all pairs of an image are compared."""
+    looked = rows[:MOST]
+    return sum(_repeated(boxes, classes) for boxes, classes, *_ in looked) / max(1, sum(len(row[0]) for row in looked))
 
 
 def _repeated(boxes: np.ndarray, classes: np.ndarray) -> int:

@@ -18,12 +18,13 @@ from multigrid.diagnosis.rules import (
     model,
     optimization,
     pipeline,
+    places,
     targets,
     weights,
 )
 
 MODULES = (
-    labels, augmentation, targets, weights, freezing, optimization, learning_rate, loss, loss_functions, model,
+    labels, places, augmentation, targets, weights, freezing, optimization, learning_rate, loss, loss_functions, model,
     dynamics, evaluation, pipeline, history,
 )  # fmt: skip
 RULES = tuple(
