@@ -3,6 +3,7 @@
 import json
 import types
 
+import numpy as np
 import pytest
 from small_runs import make_config
 
@@ -28,6 +29,14 @@ def found(name, confidence, explains=(), hygiene=False):
     one = verdict(confidence)
     one = Verdict(one.confidence, one.seen, one.why, one.remedy, hygiene)
     return Finding(made(name, None, explains=explains), one)
+
+
+def test_what_was_seen_is_json_whatever_numbers_it_came_in():
+    values = (np.float32(0.5), np.arange(2), [np.int64(3), "many"], {1: np.bool_(True)})
+    seen = tuple(Observation("a", value, "b") for value in values)
+    plain = Finding(made("MG1", None), Verdict(0.6, seen, (), Remedy("Mend it."))).plain()
+    assert json.loads(json.dumps(plain))["seen"][0] == {"what": "a", "value": 0.5, "reference": "b"}
+    assert [one["value"] for one in plain["seen"][1:]] == [[0, 1], [3, "many"], {"1": True}]
 
 
 def test_the_surest_comes_first_and_hygiene_last():

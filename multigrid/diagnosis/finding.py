@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 STAGES = ("static", "batch", "evaluation", "training", "run")  # the earliest point at which a rule can speak
 GROUPS = ("labels", "augmentation", "targets", "weights", "optimization", "loss", "model", "evaluation", "pipeline")
 PARTS = ("data", "criterion", "detector", "optimizer", "predictor")  # of a training, that a remedy may rebuild
@@ -107,7 +109,9 @@ class Finding:
             "hygiene": self.verdict.hygiene,
             "step": self.step,
             "consequence_of": self.consequence_of,
-            "seen": [{"what": one.what, "value": one.value, "reference": one.reference} for one in self.verdict.seen],
+            "seen": [
+                {"what": one.what, "value": _plain(one.value), "reference": one.reference} for one in self.verdict.seen
+            ],
             "why": list(self.verdict.why),
             "remedy": {
                 "text": remedy.text,
@@ -118,6 +122,15 @@ class Finding:
             },
             "page": self.rule.page,
         }
+
+
+def _plain(value):
+    """A value that was seen in JSON's own types: NumPy's numbers and arrays become Python's."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def rule(id: str, cause: str, *, group: str, stage: str, explains: tuple[str, ...] = ()):
