@@ -166,7 +166,10 @@ def examine_findings(case) -> Findings | None:
 
 
 def examine_metric(case) -> Metric | None:
-    """The first validation batch's truth as the answer to the first validation images; None where it is not known."""
+    """The first validation batch's truth as the answer to the first validation images.
+
+    None where it is not known, and where labels have class numbers that no metric takes.
+    """
     samples, decode = case.samples.get("val"), case.examined(_decoder)
     if not samples or not case.val_batches or decode is None:
         return None
@@ -174,6 +177,8 @@ def examine_metric(case) -> Metric | None:
     asked = getattr(case.val_data, "sample_indices", lambda _: [[row] for row in range(len(images))])
     samples = [samples[indices[0]] for indices in asked(0)]
     if images.shape[1:3] != tuple(case.predictor.input_size) or not any(len(one.boxes) for one in samples):
+        return None
+    if any(one.classes.max(initial=0) >= len(case.class_names) for one in samples):
         return None
     boxes, classes = np.asarray(truth["boxes"], "float32"), np.asarray(truth["classes"])
     scene = outputs.encoded_scene(case, boxes, classes, images.shape[1:3])
