@@ -105,8 +105,8 @@ class Finding:
             "cause": self.rule.cause,
             "group": self.rule.group,
             "stage": self.rule.stage,
-            "confidence": round(self.confidence, 3),
-            "hygiene": self.verdict.hygiene,
+            "confidence": round(float(self.confidence), 3),
+            "hygiene": bool(self.verdict.hygiene),
             "step": self.step,
             "consequence_of": self.consequence_of,
             "seen": [
