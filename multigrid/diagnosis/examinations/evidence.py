@@ -114,6 +114,14 @@ def compared(found: np.ndarray, by_chance: np.ndarray, deviation: np.ndarray) ->
     return np.where(known.any(1), total / np.maximum(known.sum(1), 1), NOTHING)
 
 
+def deviations(chance: np.ndarray) -> np.ndarray:
+    """Standard deviation of each of five measures, [5], of those [..., 5] that are known; 1 where none is."""
+    rows = chance.reshape(-1, chance.shape[-1])
+    return np.array(
+        [max(float(one[np.isfinite(one)].std()), 1e-6) if np.isfinite(one).any() else 1.0 for one in rows.T]
+    )
+
+
 def known_mean(values: np.ndarray) -> np.ndarray:
     """Over the first axis, of what is known; NaN where nothing is."""
     known = np.isfinite(values)

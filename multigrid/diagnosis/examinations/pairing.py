@@ -72,7 +72,7 @@ def _best(image: np.ndarray, sets: list, rng) -> float:
     usable = evidence.measurable(boxes, picture.size)
     safe = np.where(usable[:, None], boxes, (0, 0, 1, 1))
     chance = evidence.random_places(picture, safe, rng)
-    deviation = np.maximum(np.nanstd(chance.reshape(-1, chance.shape[-1]), axis=0), 1e-6)
+    deviation = evidence.deviations(chance)
     scores = evidence.compared(evidence.measures(picture, safe), evidence.known_mean(chance), deviation)
     parts = np.split(np.where(usable, scores, evidence.NOTHING), np.cumsum([len(one) for one in sets])[:-1])
     return max(float(part.sum() / np.sqrt(len(part))) for part in parts)

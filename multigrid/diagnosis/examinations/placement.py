@@ -152,10 +152,10 @@ def place(stream: Sequence[views.View]) -> Placement | None:
     rng, most = np.random.default_rng(0), max(FEWEST, BOXES // len(stream))
     chosen = [_some(view.boxes, most, rng) for view in stream]
     measured = [_measure(view.image, _candidates(stream, chosen, index), rng) for index, view in enumerate(stream)]
-    deviation = np.nanstd(np.concatenate([chance for _, chance in measured]), axis=0)
+    deviation = evidence.deviations(np.concatenate([chance for _, chance in measured]))
     sums = np.array(
         [
-            [_sums(scores, len(boxes)) for scores in _scores(by_name, np.maximum(deviation, 1e-6))]
+            [_sums(scores, len(boxes)) for scores in _scores(by_name, deviation)]
             for (by_name, _), boxes in zip(measured, chosen, strict=True)
         ]
     )

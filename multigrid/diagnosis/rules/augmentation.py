@@ -66,7 +66,11 @@ def boxes_left_behind(case):
 
 
 @rule(
-    "MG202", "A flip exchanges the corners of boxes", group="augmentation", stage="batch", explains=("MG108", "MG204")
+    "MG202",
+    "A flip exchanges the corners of boxes",
+    group="augmentation",
+    stage="batch",
+    explains=("MG106", "MG108", "MG204"),
 )
 def corners_exchanged(case):
     """x1 > x2 after it, so that boxes have no area."""
@@ -165,7 +169,7 @@ def objects_cut_off(case):
     )
 
 
-@rule("MG206", "Boxes of a mosaic lie in the wrong places", group="augmentation", stage="batch", explains=("MG201",))
+@rule("MG206", "Boxes of a mosaic lie in the wrong places", group="augmentation", stage="batch", explains=("MG106",))
 def mosaic_misplaced(case):
     """Tiles are moved, and their boxes are not."""
     found, raw, kept = case.examined(placement.of_training), _raw(case), case.examined(retention.examine)

@@ -138,7 +138,7 @@ def turned_labels(case):
 
 @rule(
     "MG106", "Images have the boxes of other images", group="labels", stage="batch",
-    explains=("MG101", "MG109", "MG201", "MG204", "MG206", "MG208", "MG209"),
+    explains=("MG101", "MG109", "MG201", "MG204", "MG206", "MG208"),
 )  # fmt: skip
 def shuffled_pairs(case):
     """The pairing is shifted or lost, in the samples or on the way into the batches."""
