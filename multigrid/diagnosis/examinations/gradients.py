@@ -29,7 +29,7 @@ class Gradients:
         spoiled: {situation: names of the parts that are not finite themselves}.
         steep: {situation: largest gradient in one number of a cell, over the largest of an ordinary answer}.
         shares: {part: its share of the sum of the parts' gradient norms, over the cells that answer for objects, at
-            the start}.
+            the start}; {} where one of them is not finite.
     """
 
     broken: dict

@@ -68,7 +68,7 @@ def examine(case) -> Relations | None:
     twice = scene.part(np.tile(np.arange(images), 2))
     turned = scene.part(np.arange(images)[::-1])
     again, backwards = measure(case, twice, np.tile(cells, (2, 1, 1))), measure(case, turned, cells[::-1])
-    empty = scene.part([images - 1])
+    empty, start = scene.part([images - 1]), measure(case, scene, outputs.start_cells(case, scene))
     nothing, loud = (measure(case, empty, _all_say(empty, logit)) for logit in (0.0, 8.0))
     return Relations(
         doubled={name: again.sum(name) / once.sum(name) for name in once.parts if once.sum(name)},
@@ -78,7 +78,7 @@ def examine(case) -> Relations | None:
         lone=_lone(case, scene),
         unmasked=_unmasked(case, scene, cells, once),
         places=_places(case, scene),
-        total=once.total / sum(float(values.sum()) for values in once.weighted.values()),
+        total=start.total / sum(float(values.sum()) for values in start.weighted.values()),
         ignored_price=_ignored_price(case, scene),
         far_price=_far_price(case, scene),
         deaf=_deaf(case, scene),

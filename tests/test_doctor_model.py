@@ -1,0 +1,152 @@
+"""Causes in the network and its head: each is named, and its look-alikes are not."""
+
+import contextlib
+import dataclasses
+
+import faulty_losses as faults
+import numpy as np
+import pytest
+from small_cases import case_with, first, rules_of, verdicts
+from small_runs import make_config
+
+from multigrid.diagnosis.examinations.outputs import as_array
+from multigrid.diagnosis.rules import loss_functions, model
+from multigrid.models.head import grid_name
+from multigrid.training.trainer import MultiGridTrainer
+
+RULES = rules_of(model)
+HEAD = [model.no_prior, model.prior_of_the_wrong_sign, model.saturated_outputs, model.map_does_not_arrive]
+
+
+@pytest.fixture(scope="module")
+def trainer(draw_scenes, tmp_path_factory):
+    made = MultiGridTrainer(make_config(draw_scenes(train=12, val=4), tmp_path_factory.mktemp("model") / "run"))
+    made.build_model()
+    return made
+
+
+@contextlib.contextmanager
+def altered(trainer, change):
+    """The detector after `change(detector)`; its weights are put back."""
+    kept = trainer.detector.get_weights()
+    change(trainer.detector)
+    try:
+        with case_with(trainer) as case:
+            yield case
+    finally:
+        trainer.detector.set_weights(kept)
+
+
+def layer(detector, name):
+    """A layer by its name."""
+    return next(one for one in detector._flatten_layers(include_self=False) if one.name == name)
+
+
+def objectness_bias(value):
+    def change(detector):
+        for stride in detector.strides:
+            bias = detector.get_layer(grid_name(stride)).bias
+            bias.assign(np.where(np.arange(bias.shape[0]) == 4, value, as_array(bias)))
+
+    return change
+
+
+def large_outputs(detector):
+    for stride in detector.strides:
+        kernel = detector.get_layer(grid_name(stride)).kernel
+        kernel.assign(np.random.default_rng(0).normal(0.0, 5.0, kernel.shape))
+
+
+def one_filter(detector):
+    kernel = layer(detector, "neck_16_conv1_conv").kernel
+    kernel.assign(np.repeat(as_array(kernel)[..., :1], kernel.shape[-1], axis=-1))
+
+
+def no_filter(detector):
+    kernel = layer(detector, "neck_16_conv1_conv").kernel
+    kernel.assign(np.zeros(kernel.shape))
+
+
+def cut_skip(detector):
+    """The finest grid's neck reads what is carried up, and nothing of the backbone's own map."""
+    kernel = layer(detector, "neck_8_conv1_conv").kernel
+    inputs = np.arange(kernel.shape[2]) < kernel.shape[2] // 3
+    kernel.assign(as_array(kernel) * inputs[None, None, :, None])
+
+
+def still_grid(detector):
+    kernel = detector.get_layer(grid_name(16)).kernel
+    kernel.assign(np.zeros(kernel.shape))
+
+
+def test_a_sound_network_raises_no_alarm(trainer):
+    before = [as_array(variable) for variable in trainer.detector.variables]
+    with case_with(trainer) as case:
+        assert verdicts(case, RULES) == {}
+    assert all(np.array_equal(a, as_array(b)) for a, b in zip(before, trainer.detector.variables, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (objectness_bias(0.0), "MG702"),
+        (objectness_bias(4.6), "MG703"),
+        (large_outputs, "MG704"),
+        (cut_skip, "MG707"),
+        (still_grid, "MG707"),
+    ],
+)
+def test_heads_are_told_apart(trainer, change, cause):
+    with altered(trainer, change) as case:
+        assert first(case, HEAD) == cause
+
+
+def test_a_head_that_has_learnt_raises_no_alarm(trainer):
+    def learnt(detector):  # ten times the kernels of a start, and a surer background
+        objectness_bias(-7.0)(detector)
+        for stride in detector.strides:
+            kernel = detector.get_layer(grid_name(stride)).kernel
+            kernel.assign(10.0 * as_array(kernel))
+
+    with altered(trainer, learnt) as case:
+        assert verdicts(case, HEAD) == {}
+
+
+@pytest.mark.parametrize("change", [one_filter, no_filter])
+def test_filters_that_are_alike_are_named(trainer, change):
+    with altered(trainer, change) as case:
+        assert first(case, [model.filters_alike, model.map_does_not_arrive]) == "MG708"
+
+
+def test_output_layers_may_start_at_zero(trainer):
+    def zero(detector):
+        for stride in detector.strides:
+            kernel = detector.get_layer(grid_name(stride)).kernel
+            kernel.assign(np.zeros(kernel.shape))
+
+    with altered(trainer, zero) as case:
+        assert verdicts(case, [model.filters_alike, model.map_does_not_arrive]) == {}
+
+
+@pytest.mark.parametrize("kind", [faults.WidthForHeight, faults.RolledClasses])
+def test_exchanged_channels_are_named(trainer, kind):
+    with case_with(trainer, kind) as case:
+        others = [model.channels_exchanged, loss_functions.loss_reads_otherwise, loss_functions.deaf_part]
+        assert first(case, others) == "MG706"
+
+
+def test_another_activation_is_not_taken_for_exchanged_channels(trainer):
+    with case_with(trainer, faults.RawOffsets) as case:
+        assert verdicts(case, [model.channels_exchanged]) == {}
+
+
+def test_another_number_of_classes_is_named(trainer):
+    with case_with(trainer, num_classes=4) as case:
+        assert model.other_classes.function(case).confidence > 0.9
+
+
+def test_classes_without_labels_are_mentioned_but_are_no_alarm(trainer):
+    low = [dataclasses.replace(one, classes=one.classes % 3) for one in trainer.samples["train"]]
+    with case_with(trainer, samples={"train": low}) as case:
+        verdict = model.other_classes.function(case)
+    assert verdict.hygiene and verdict.seen[1].value == 3
