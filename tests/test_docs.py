@@ -59,8 +59,8 @@ def command_of(path):
 def test_there_are_nineteen_pages_and_one_a_rule():
     assert [page.name for page in PAGES if page not in RULE_PAGES] == [
         "README.md", "architecture.md", "assignment.md", "command-line.md", "configuration.md", "data-formats.md",
-        "detection.md", "devices.md", "doctor.md", "evaluation.md", "export.md", "fine-tuning.md", "long-runs.md", "loss.md",
-        "prediction.md", "probe.md", "serving.md", "training.md", "weights.md",
+        "detection.md", "devices.md", "doctor.md", "evaluation.md", "export.md", "fine-tuning.md", "long-runs.md",
+        "loss.md", "prediction.md", "probe.md", "serving.md", "training.md", "weights.md",
     ]  # fmt: skip
 
 
