@@ -9,7 +9,7 @@ from multigrid.diagnosis.examinations import alignment
 from multigrid.geometry.anchor_fit import fit_anchors
 from multigrid.geometry.anchors import write_anchors
 
-FITTED = ("fit", "<fit>")  # of data.anchors: to the boxes at hand
+FITTED = ("anchors.txt",)  # of data.anchors: what `multigrid anchors` writes, fitted to the boxes at hand
 
 
 def applicable(finding: dict) -> bool:

@@ -47,7 +47,7 @@ def anchors_in_another_unit(case):
         ),
         Remedy(
             f"Give anchors as width,height in pixels of the network's input; fit them with `{REFIT}`.",
-            settings=("data.anchors=fit",),
+            settings=("data.anchors=anchors.txt",),
             where="data.anchors",
         ),
     )
@@ -73,7 +73,7 @@ def anchors_in_the_wrong_order(case):
         ("the order alone is wrong: it is read from the anchors of the live criterion, whatever the boxes are",),
         Remedy(
             "Give each scale anchors that suit its stride: the largest to the coarsest grid.",
-            settings=("data.anchors=fit",),
+            settings=("data.anchors=anchors.txt",),
             where="data.anchors",
         ),
     )
@@ -101,7 +101,7 @@ def anchors_do_not_fit(case):
             f"the factor that helps most is {seen.factor:.2f}, to a mean of {seen.factor_fit:.2f}: no unit is wrong",
             f"worst matched sizes: {worst} pixels",
         ),
-        Remedy(f"Fit anchors to this data set: `{REFIT}`.", settings=("data.anchors=fit",), where="data.anchors"),
+        Remedy(f"Fit anchors to this data set: `{REFIT}`.", settings=("data.anchors=anchors.txt",), where="data.anchors"),
     )
 
 
@@ -223,7 +223,7 @@ def collisions(case):
         ),
         Remedy(
             f"Fit anchors, so that objects go to the grid that suits their size: `{REFIT}`; or use a larger input.",
-            settings=("data.anchors=fit",), part="criterion", where="data.anchors, criterion.encode",
+            settings=("data.anchors=anchors.txt",), part="criterion", where="data.anchors, criterion.encode",
         ),
     )  # fmt: skip
 
