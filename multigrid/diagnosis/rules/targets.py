@@ -101,7 +101,9 @@ def anchors_do_not_fit(case):
             f"the factor that helps most is {seen.factor:.2f}, to a mean of {seen.factor_fit:.2f}: no unit is wrong",
             f"worst matched sizes: {worst} pixels",
         ),
-        Remedy(f"Fit anchors to this data set: `{REFIT}`.", settings=("data.anchors=anchors.txt",), where="data.anchors"),
+        Remedy(
+            f"Fit anchors to this data set: `{REFIT}`.", settings=("data.anchors=anchors.txt",), where="data.anchors"
+        ),
     )
 
 
