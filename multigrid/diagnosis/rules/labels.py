@@ -84,7 +84,7 @@ def coordinates_not_finite(case):
     )
 
 
-@rule("MG108", "Boxes have no area", group="labels", stage="static")
+@rule("MG108", "Boxes have no area", group="labels", stage="static", explains=("MG807",))
 def boxes_without_area(case):
     """Width or height of 0, after reading, clipping or scaling."""
     stream, share = _worst(case, "flat", "empty")
