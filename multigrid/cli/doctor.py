@@ -47,7 +47,8 @@ def run_doctor(options) -> int:
     """Names what is wrong with a training, with evidence and what to do; exit code 1 where something is."""
     _sort_words(options)
     if (options.run_dir is None) == (options.config is None):
-        options.parser.error("expected RUN or --config" + (", received neither" if options.config is None else ""))
+        both = ", received neither" if options.config is None else " and not both"
+        options.parser.error(f"expected RUN or --config{both}")
     config = options.config and load_config(options, weights_settings(options))
     folder = pathlib.Path(options.output_dir or options.run_dir or OUTPUT)
     report.check_folder(folder, "--output-dir")
@@ -58,6 +59,8 @@ def run_doctor(options) -> int:
     if config:
         case = subjects.of_config(config)
     elif subjects.is_bundle(options.run_dir):
+        if options.overrides or weights_settings(options):
+            options.parser.error("a replay bundle has its own settings and weights: expected none beside it")
         case = subjects.of_bundle(options.run_dir)
     else:
         case = subjects.of_run(options.run_dir, [*options.overrides, *weights_settings(options)])

@@ -112,7 +112,11 @@ def _train(visit: _Visit, checkpoints, progress) -> None:
     """Trains, and asks the rules of training at the checkpoints, until a cause is certain or nothing is finite."""
     with Trial(visit.case) as trial:
         for steps in checkpoints:
-            visit.case.course = trial.until(steps)
+            try:
+                visit.case.course = trial.until(steps)
+            except Exception as error:  # as for a rule: what was found before is not lost with it
+                visit.failed["trial"] = _said(error)
+                return
             for rule in visit.rules:
                 if rule.stage == "training":
                     visit.ask(rule)
@@ -141,7 +145,11 @@ class _Visit:
         try:
             verdict = rule.function(self.case)
         except Exception as error:  # the parts of a broken training raise what they like: it is said, not passed over
-            self.failed[rule.id] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            self.failed[rule.id] = _said(error)
             return
         if verdict is not None:
             self.findings[rule.id] = Finding(rule, verdict, self.case.course.steps if self.case.course else 0)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

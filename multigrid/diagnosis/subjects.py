@@ -67,7 +67,7 @@ def of_bundle(folder: str | os.PathLike) -> Case:
     detector = step.detector()
     detector.compile(step.optimizer(detector), jit_compile=detector.prefers_xla)
     case = Case(detector, [(step.images, step.truth)], step=1)
-    case.course = Course(rows=[_row_of(step)], fault=first_fault(step.detector(), step.images, step.truth))
+    case.course = _course_of(step)
     return case
 
 
@@ -88,8 +88,11 @@ def _where_it_stopped(run_dir: pathlib.Path) -> Course | None:
     if not bundles:
         return None
     step, _ = read_bundle(bundles[-1].parent)
-    return Course(rows=[_row_of(step)], fault=step.fault())
+    return _course_of(step)
 
 
-def _row_of(step) -> dict:
-    return {"step": 1, "learning_rate": step.learning_rate, "loss": np.nan}
+def _course_of(step) -> Course:
+    """The one step, made again."""
+    row = {"step": step.step + 1, "batch": step.step, "learning_rate": step.learning_rate, "loss": np.nan}
+    fault = first_fault(step.detector(), step.images, step.truth)
+    return Course(rows=[row], fault=fault, broken=(step.images, step.truth))

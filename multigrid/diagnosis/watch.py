@@ -55,7 +55,7 @@ class DoctorWatch(keras.callbacks.Callback):
         return ranked(list(self._found.values()))
 
     def on_train_begin(self, logs=None):
-        self._started = time.perf_counter()
+        self._started, self._clock = time.perf_counter(), time.time()
         self._new_past("training begins" if not self.course.rows else "next stage")
         self._counted = counted(self._optimizer()) if self._optimizer().built else None
         self._case = self._make_case()
@@ -145,7 +145,7 @@ class DoctorWatch(keras.callbacks.Callback):
 
     def _due(self) -> bool:
         """Whether it is time to look at the network: at the first steps, later as often as costs little."""
-        if self._case is None:
+        if self._case is None or "watch" in self._failed:
             return False
         looks, step = self.course.looks, self.course.steps
         if looks and looks[-1]["step"] == step:
@@ -156,8 +156,12 @@ class DoctorWatch(keras.callbacks.Callback):
         return not looks or self._spent + self._last_look < SHARE * elapsed
 
     def _look(self) -> None:
-        began = time.perf_counter()
-        self.course.looks.append(self._watcher.look(self.course.steps))
+        began, _ = time.perf_counter(), self.model  # asked for, Keras brings back on JAX what `fit` holds in an epoch
+        try:
+            self.course.looks.append(self._watcher.look(self.course.steps))
+        except Exception as error:  # the watch must not end a training that goes on without it
+            self._failed["watch"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return
         if self.course.steps:
             self._ask()
         self._last_look = time.perf_counter() - began
@@ -207,7 +211,7 @@ class DoctorWatch(keras.callbacks.Callback):
         """What was first in the step that ended the training, from the bundle that its guard has written."""
         folder = getattr(self.trainer, "own_dir", None)
         bundles = sorted(folder.glob(f"nan-epoch-*/{STEP}"), key=lambda path: path.stat().st_mtime) if folder else []
-        if not bundles:
+        if not bundles or bundles[-1].stat().st_mtime < self._clock:  # none of this training
             return
         step, _ = read_bundle(bundles[-1].parent)
         self.course.rows.append({"step": self.course.steps + 1, "batch": step.step, "loss": math.nan})

@@ -81,12 +81,11 @@ class Trial:
         optimizer = self.case.optimizer
         if not optimizer.built:
             optimizer.build(self.detector.trainable_variables)
-        self.start = _State(self.case)
+        self.start, self.watcher = _State(self.case), Watcher(self.case)
         self.detector.train_function = None  # what was traced holds another pace
         training = getattr(self.case.config, "training", None)
         rises = training is not None and training.schedule == "plateau" and training.warmup_epochs > 0
         self.rates = paced(self.optimizer, rises)
-        self.watcher = Watcher(self.case)
         return self
 
     def __exit__(self, *_):

@@ -23,7 +23,13 @@ DEAD = 0.5  # share of a layer's channels
 WIDE_SIZE = 8.3  # twice the logarithm of 1000 / 16, to which sizes are clipped
 
 
-@rule("MG650", "Cells without an object drown the objectness of those with one", group="loss", stage="training")
+@rule(
+    "MG650",
+    "Cells without an object drown the objectness of those with one",
+    group="loss",
+    stage="training",
+    explains=("MG505",),
+)
 def negatives_drown(case):
     """The confidence of positive cells sinks below their share of all cells, under an outsized coefficient."""
     sinking, ratio = _sinking(case), _balance(case)

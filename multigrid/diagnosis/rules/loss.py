@@ -120,7 +120,9 @@ def divided_by_image(case):
     )
 
 
-@rule("MG605", "Cells without an object outweigh those with one", group="loss", stage="batch")
+@rule(
+    "MG605", "Cells without an object outweigh those with one", group="loss", stage="batch", explains=("MG505",)
+)  # fmt: skip
 def negatives_outweigh(case):
     """By coefficients: confidence will fall to where the few positive cells balance the many others."""
     seen, found = case.examined(responses.examine), case.examined(claims.examine)

@@ -35,20 +35,24 @@ def warmup_too_long(case):
     )
 
 
+OF_DATA = ("data.", "augmentation.", "model.input_size", "training.batch_size")  # settings of the batches
+
+
 @rule("MG505", "A setting does not reach the object it is for", group="optimization", stage="static")
 def setting_not_reached(case):
     """The config says one thing, the live object does another."""
     found = case.examined(settings.differences)
     if not found:
         return None
-    own = case.keeps_compilation
+    foreign = "train" not in case.samples and all(one.key.startswith(OF_DATA) for one in found)
+    own = case.keeps_compilation or foreign
     first = found[:6]
     return Verdict(
         0.75,  # who changed it may have wanted it: what it does is another rule's to say
         tuple(Observation(one.key, one.used, f"{one.asked}, as the config says") for one in first),
         (
             f"{len(found)} of the settings were read back from the live objects and differ from the config",
-            "the training was compiled by its caller" if own else "nobody handed over a compiled detector",
+            "detector or data are their caller's own" if own else "nobody handed over a compiled detector, or data",
         ),
         Remedy(
             "Let the part be made from the config, or write the value that is wanted into it: "
@@ -245,7 +249,8 @@ def optimizer_forgot(case):
     """The detector has been trained for many steps, and the optimizer for none."""
     done = int(ops.convert_to_numpy(inner_optimizer(case.optimizer).iterations))
     staged = case.config is not None and bool(case.config.training.stages)
-    if not case.step or done >= 0.5 * case.step or staged or case.course is not None:
+    over = bool(case.history) or case.course is not None  # nobody goes on with it
+    if not case.step or done >= 0.5 * case.step or staged or over:
         return None
     return Verdict(
         0.85,

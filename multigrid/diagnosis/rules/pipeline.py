@@ -55,7 +55,7 @@ def _of_values(found: pixels.Received, reference: str, advice: str) -> Verdict:
         why.append(
             f"scaled to 0..1 the distance is {found.mended:.2f}: {'that mends it' if mended else 'that is no better'}"
         )
-        confidence = 0.97 if mended else 0.5
+        confidence = 0.97 if mended else 0.45
     return Verdict(
         confidence, tuple(seen), tuple(why), Remedy(advice, part="detector", where="the layer that scales images")
     )
