@@ -135,6 +135,9 @@ def other_arithmetic(case):
     )
 
 
+SETTLED = 460  # steps after which a momentum of 0.99 has 1 % of the first statistics left
+
+
 @rule("MG408", "Images are scaled in another way than the loaded weights expect", group="weights", stage="batch")
 def other_preprocessing(case):
     """The first BatchNorm layers see inputs far from their own statistics."""
@@ -143,6 +146,8 @@ def other_preprocessing(case):
     norms = [norm for norm in norms if norm.name not in untouched]
     if not norms or not (case.ledgers or case.examined(coverage.examine)):
         return None  # statistics of a network that learnt nothing yet say nothing
+    if 0 < case.step < SETTLED:
+        return None  # those of a short run are still near where they began
     found = case.examined(activity.scalings)
     now, first = found.pop("as it is", 0.0), norms[0]
     best = min(found, key=found.get, default=None)
