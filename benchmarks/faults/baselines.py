@@ -81,29 +81,34 @@ def _thresholds(trace: Trace) -> list[str]:
 
 
 def _not_decreasing(losses) -> bool:
-    """Whether any loss is not lower, by enough, than the one so many steps before, as the rule looks at them."""
-    looks = losses[::LOSS_STEPS]
-    pairs = zip(looks[:-1], looks[1:], strict=True)
-    return any(not late <= early * (1 - LOSS_PERCENT / 100) for early, late in pairs)
+    """Whether the loss rises by too much, or has not fallen by enough in the end.
+
+    Of the means of so many steps: single batches differ by more than the rule allows in every healthy training.
+    """
+    means = [float(np.mean(losses[first : first + LOSS_STEPS])) for first in range(0, len(losses), LOSS_STEPS)]
+    rises = any(late > early * (1 + LOSS_RISE / 100) for early, late in zip(means[:-1], means[1:], strict=True))
+    return rises or not means[-1] <= means[0] * (1 - LOSS_PERCENT / 100)
 
 
 def _closed_forms(trainer) -> list[str]:
     """Causes of the parts that are off their formula before the first step, the furthest off first.
 
-    A fresh head says the prior everywhere, each class with 1/C and all anchors alike.
+    A fresh head says the prior everywhere, each class with 1/C and all anchors alike; what localization is then, the
+    probe says.
     """
     from multigrid.diagnosis.probe import describe_batch
 
     detector, (images, truth) = trainer.detector, trainer.train_data[0][:2]
     record = describe_batch(detector, images[:4], {name: values[:4] for name, values in truth.items()})
     units = {row["component"]: row["measured"] for row in record["per_unit"]}
+    fresh = {row["component"]: row["at_initialization"] for row in record["per_unit"]}
     classes, anchors, prior = detector.num_classes, len(detector.anchors[0]), trainer.config.model.objectness_prior
     share = 1.0 / max(2, classes)
     expected = {
         "no_object": (-math.log(1 - prior), "MG702"),
         "anchor": (math.log(anchors), "MG606"),
         "classification": (-math.log(share) - (classes - 1) * math.log(1 - share), "MG611"),
-        "localization": (1.0, "MG301"),
+        "localization": (fresh["localization"], "MG301"),
     }
     if not record["batch_stats"]["total_objects"]:
         return ["MG101"]
@@ -112,10 +117,9 @@ def _closed_forms(trainer) -> list[str]:
     off = {
         cause: abs(math.log(max(units[name], 1e-12) / value))
         for name, (value, cause) in expected.items()
-        if units.get(name) is not None
+        if units.get(name) is not None and value
     }
-    limit = {"MG301": math.log(2.0)}  # of the overlap loss, which a fresh head does not fix
-    wrong = [cause for cause, distance in off.items() if distance > limit.get(cause, math.log1p(TOLERANCE))]
+    wrong = [cause for cause, distance in off.items() if distance > math.log1p(TOLERANCE)]
     return sorted(wrong, key=lambda cause: -off[cause])
 
 

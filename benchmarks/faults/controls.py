@@ -25,7 +25,7 @@ class Control:
 
     Attributes:
         key: in words.
-        code: its row in the list of controls.
+        code: the same, short.
         make: the function: (making) -> None.
         drawn: whether it is for drawn scenes alone.
     """

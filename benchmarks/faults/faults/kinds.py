@@ -22,7 +22,7 @@ class Fault:
 
     Attributes:
         key: in words, such as "boxes_xy_swapped".
-        code: its row in the list of faults, such as "D04".
+        code: the same, short, such as "D04".
         group: of `multigrid.diagnosis.finding.GROUPS`.
         when: a letter of `WHEN`.
         set: of `SETS`.
