@@ -31,7 +31,8 @@ class AnchorExamination:
         areas: [S] mean area of the anchors of each scale, coarse to fine, in square pixels.
         sides_in_cells: [S] mean side of the anchors of each scale over its stride.
         spread: standard deviation of the boxes' centres over the image's side: about 0 where boxes are in another unit.
-        usable: share of the objects in the batches that have a box within their image.
+        usable: share of the objects that have a box within their image, in the batches or in the label files, whichever
+            is less.
     """
 
     fit: AnchorFit
@@ -53,11 +54,11 @@ def examine(case) -> AnchorExamination | None:
         return None
     anchors = Anchors(case.anchors)
     fit, (factor, factor_fit) = match_statistics(anchors, sizes), _best_factor(anchors, sizes)
-    ratio = _log_ratio(anchors, sizes)
+    ratio, (label_fit, label_usable) = _log_ratio(anchors, sizes), _labels(case, anchors)
     areas = case.anchors.prod(axis=-1).mean(axis=-1)
     return AnchorExamination(
         fit=fit,
-        label_fit=_label_fit(case, anchors),
+        label_fit=label_fit,
         factor=factor,
         factor_fit=factor_fit,
         log_ratio=float(ratio.mean()),
@@ -65,7 +66,7 @@ def examine(case) -> AnchorExamination | None:
         areas=areas,
         sides_in_cells=np.sqrt(areas) / np.array(case.detector.strides),
         spread=float(centres.std(axis=0).mean()),
-        usable=usable,
+        usable=min(usable, label_usable),
     )
 
 
@@ -82,13 +83,15 @@ def _boxes(case) -> tuple:
     return np.concatenate(sizes)[:MOST], np.concatenate(centres), float(usable / max(objects, 1))
 
 
-def _label_fit(case, anchors) -> AnchorFit | None:
-    samples = case.samples.get("train")
+def _labels(case, anchors) -> tuple[AnchorFit | None, float]:
+    """The fit to the boxes of the label files, None where these are not known, and the share of usable ones."""
+    samples = [one for one in (case.samples.get("train") or ())[:MOST] if len(one.boxes)]
     if not samples:
-        return None
-    sizes = assembly.network_sizes(samples[:MOST], case.batches[0][0].shape[1:3])
-    sizes = sizes[np.isfinite(sizes).all(axis=1) & (sizes > 0).all(axis=1)]
-    return match_statistics(anchors, sizes[:MOST]) if len(sizes) else None
+        return None, 1.0
+    usable = [usable_boxes(one.boxes, np.zeros(len(one.boxes)), one.size) for one in samples]
+    sizes = assembly.network_sizes(samples, case.batches[0][0].shape[1:3])
+    good = np.concatenate(usable) & np.isfinite(sizes).all(axis=1) & (sizes > 0).all(axis=1)
+    return (match_statistics(anchors, sizes[good][:MOST]) if good.any() else None), float(good.mean())
 
 
 def _best_factor(anchors: Anchors, sizes) -> tuple[float, float]:

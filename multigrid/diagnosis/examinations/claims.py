@@ -28,7 +28,7 @@ class Claims:
         starved_if_spread: that share if every object went to the scale whose cells suit its size.
         lost: share of the claims that are lost to other objects.
         lost_if_spread: likewise.
-        positives: cells that answer for something, in all.
+        positives: cells that answer for one of them, or for padding.
         astray: share of these that answer for no object, or for one whose centre is further than their neighbour.
         density: positives over all cells.
         scale_shares: [S] share of the claimed objects at each scale.
@@ -84,7 +84,8 @@ def _of_batch(case, images, truth) -> dict:
         usable = as_array(found.classes) >= 0
     mine, scale = usable & claimed.any(-1), as_array(found.scale)
     offset = as_array(found.offset)
-    far = ((offset < -1.02) | (offset > 2.02)).any(axis=-1) | ~(as_array(found.classes) >= 0)[..., None]
+    far, padding = ((offset < -1.02) | (offset > 2.02)).any(axis=-1), as_array(found.classes) < 0
+    positive = positive & (usable | padding)[..., None]  # boxes that are no boxes have cells that mean nothing
     return {
         "objects": usable.sum(),
         "claimed": mine.sum(),
@@ -93,7 +94,7 @@ def _of_batch(case, images, truth) -> dict:
         "starved": (mine & ~positive.any(-1)).sum(),
         "won": positive[usable].sum(),
         "positives": positive.sum(),
-        "astray": (positive & far).sum(),
+        "astray": (positive & (far | padding[..., None])).sum(),
         "cells": sum(int(np.prod(grid.shape[:3])) for grid in empty),
         "by_scale": np.array([(mine & (scale == row)).sum() for row in range(len(empty))]),
         **_if_spread(case, boxes, np.where(usable, classes, -1) if usable.shape == classes.shape else classes, empty),

@@ -99,12 +99,15 @@ class Metric:
     Attributes:
         ap50: mean average precision at IoU 0.5.
         overlap: median best IoU of a label with a detection of its image.
+        apart: median distance of an object of the batches from the nearest label, corner by corner, over the longer
+            side of its image.
         size: median of ln(side of a label / side of the object in the batch, in the image's pixels).
         images: that were looked at.
     """
 
     ap50: float
     overlap: float
+    apart: float
     size: float
     images: int
 
@@ -191,7 +194,7 @@ def examine_metric(case) -> Metric | None:
         for line in to_coco_results(sample.image_id, one.boxes, one.scores, one.class_ids)
     ]
     metrics = coco_metrics(to_coco_ground_truth(samples, case.class_names), results)
-    best, sizes = [], []
+    best, sizes, apart = [], [], []
     for sample, one, own, kinds in zip(samples, found, boxes, classes, strict=True):
         if len(sample.boxes):
             best.extend(iou(sample.boxes[:, None], one.boxes[None]).max(axis=1, initial=0.0))
@@ -199,8 +202,10 @@ def examine_metric(case) -> Metric | None:
         mine = letterbox.undo_boxes(own[kinds >= 0])
         if len(mine) and len(sample.boxes):
             sizes.append(np.log(_side(sample.boxes) / _side(mine)))
-    size = float(np.median(sizes)) if sizes else 0.0
-    return Metric(metrics["mAP50"] or 0.0, float(np.median(best)), size, len(samples))
+            distance = np.abs(mine[:, None] - sample.boxes[None]).max(axis=-1).min(axis=1)
+            apart.extend(distance / max(sample.size))
+    size, far = (float(np.median(values)) if values else 0.0 for values in (sizes, apart))
+    return Metric(metrics["mAP50"] or 0.0, float(np.median(best)), far, size, len(samples))
 
 
 def _side(boxes) -> float:

@@ -12,6 +12,7 @@ from multigrid.diagnosis.rules.telling import defaults_for
 DECODED = 0.95  # overlap of the perfect answer, decoded, with its object
 SEEN = 0.9  # share of the objects that the perfect answer should find
 SAME = 0.02  # error of a factor, as ln, or of a shift in cells, that is none
+NEAR = 0.02  # of an image's side: labels that are nearer to the batches' objects are in their frame
 HIGH_THRESHOLD = 0.05
 UNSTEADY = 1e-3
 OTHER_NETWORK = 0.02
@@ -160,7 +161,7 @@ def evaluates_in_training_mode(case):
 def other_frames(case):
     """The validation batches' own truth, found perfectly, does not match the labels that the metric compares with."""
     seen, whole = case.examined(oracle.examine_metric), case.examined(oracle.examine_findings)
-    if seen is None or whole.found < SEEN or whole.found_padded < SEEN or seen.ap50 > 0.5:
+    if seen is None or whole.found < SEEN or whole.found_padded < SEEN or seen.ap50 > 0.5 or not seen.apart > NEAR:
         return None
     apart = abs(seen.size) > 1.0 or seen.overlap < 0.05
     return Verdict(
@@ -168,6 +169,7 @@ def other_frames(case):
         (
             Observation("AP50 of the validation batches' truth against the labels", round(seen.ap50, 3), "0.9 to 1"),
             Observation("median best overlap of a label", round(seen.overlap, 3), "1"),
+            Observation("distance of labels and batches, over the image's side", round(seen.apart, 3), "0"),
             Observation("side of a label over that of the object in the batch", float(f"{np.exp(seen.size):.4g}"), "1"),
         ),
         (
