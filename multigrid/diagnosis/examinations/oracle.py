@@ -179,6 +179,8 @@ def examine_metric(case) -> Metric | None:
     images, truth = case.val_batches[0]
     asked = getattr(case.val_data, "sample_indices", lambda _: [[row] for row in range(len(images))])
     samples = [samples[indices[0]] for indices in asked(0)]
+    if any((one.classes >= case.detector.num_classes).any() for one in samples):  # classes beyond the last have no AP
+        return None
     if images.shape[1:3] != tuple(case.predictor.input_size) or not any(len(one.boxes) for one in samples):
         return None
     if any(one.classes.max(initial=0) >= len(case.class_names) for one in samples):
