@@ -16,7 +16,19 @@ from multigrid.diagnosis.rules import RULES
 from multigrid.losses.multigrid_loss import MultiGridLoss
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "faults"
-MODULES = ("one_core", "stage", "making", "faults", "controls", "runs", "damage_rules", "score", "apply", "examine")
+MODULES = (
+    "one_core",
+    "stage",
+    "making",
+    "faults",
+    "controls",
+    "runs",
+    "damage_rules",
+    "score",
+    "apply",
+    "examine",
+    "spread",
+)
 SMALL = ("model.width=0.0625", "model.input_size=[64, 96]", "training.batch_size=4", "data.cache=false")
 
 

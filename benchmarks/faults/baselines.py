@@ -36,6 +36,7 @@ class Trace:
     """What was seen of a training."""
 
     losses: list = field(default_factory=list)
+    epoch: int = 1  # its steps
     val_loss: float = math.nan
     updates: dict = field(default_factory=dict)  # of each trainable weight: change in the last step, of its own size
     gradients: dict = field(default_factory=dict)  # mean absolute, after the last step
@@ -72,7 +73,7 @@ def _thresholds(trace: Trace) -> list[str]:
         "MG406": ratios.min() < SMALL_UPDATE,
         "MG751": any(share > DEAD_LAYER for share in trace.activity.values()),
         "MG612": trace.saturated > DEAD_LAYER,
-        "MG504": _not_decreasing(trace.losses),
+        "MG504": _not_decreasing(trace.losses, trace.epoch),
         "MG704": len(variances) > 1 and max(variances) / min(variances) > VARIANCES,
         "MG951": trace.val_loss > (1 + OVERFIT) * np.mean(trace.losses[-LOSS_STEPS:] or [math.inf]),
         "MG611": len(counts) > 1 and counts.max() / counts.min() > IMBALANCE,
@@ -80,12 +81,15 @@ def _thresholds(trace: Trace) -> list[str]:
     return [cause for cause, speaks in said.items() if speaks]
 
 
-def _not_decreasing(losses) -> bool:
+def _not_decreasing(losses, epoch: int) -> bool:
     """Whether the loss rises by too much, or has not fallen by enough in the end.
 
-    Of the means of so many steps: single batches differ by more than the rule allows in every healthy training.
+    Of the means of whole epochs: others differ by more than the rule allows in every healthy training.
     """
-    means = [float(np.mean(losses[first : first + LOSS_STEPS])) for first in range(0, len(losses), LOSS_STEPS)]
+    steps = max(LOSS_STEPS, epoch)
+    means = [float(np.mean(losses[end - steps : end])) for end in range(steps, len(losses) + 1, steps)]
+    if len(means) < 2:
+        return False
     rises = any(late > early * (1 + LOSS_RISE / 100) for early, late in zip(means[:-1], means[1:], strict=True))
     return rises or not means[-1] <= means[0] * (1 - LOSS_PERCENT / 100)
 
@@ -127,7 +131,7 @@ def _train(trainer) -> Trace:
     from multigrid.training.faults import gradients_of
 
     detector, data, trace = trainer.detector, trainer.train_data, Trace()
-    first = data[0][:2]
+    first, trace.epoch = data[0][:2], len(data)
     trace.variances = [float(np.var(values)) for values in _activations(detector, first[0]).values()]
     counts, before = np.zeros(detector.num_classes + 1), {}
     for step in range(STEPS):

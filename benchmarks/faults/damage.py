@@ -12,7 +12,6 @@ healthy mAP is reached. What is in the table is not trained again unless --again
 """
 
 import argparse
-import multiprocessing
 import pathlib
 import sys
 import time
@@ -21,6 +20,7 @@ import traceback
 from apply import applicable, mended
 from damage_rules import healthy_key, mended_key
 from faults import DOSES, FAULTS
+from spread import spread
 from stage import DRAWN, open_stage
 
 from multigrid import report
@@ -41,10 +41,9 @@ def main() -> int:
     done = set() if options.again else {row["key"] for row in read_rows(options.table)}
     left = [(*task, options.root, options.data) for task in tasks if task[1] not in done]
     report.say(f"{len(tasks)} trainings, {len(tasks) - len(left)} of them in {options.table}; {stage.name}")
-    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=6) as pool:
-        for row in report.progress(pool.imap_unordered(one, left, chunksize=1), "trainings", len(left)):
-            append_row(options.table, row)
-            report.say(_line(row))
+    for row in report.progress(spread(one, left, options.jobs), "trainings", len(left)):
+        append_row(options.table, row)
+        report.say(_line(row))
     return 0
 
 

@@ -13,7 +13,6 @@ told nothing else. The scenes are drawn, and the backbone that all begin with is
 """
 
 import argparse
-import multiprocessing
 import pathlib
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import traceback
 
 from controls import CONTROLS
 from faults import DOSES, FAULTS
+from spread import spread
 from stage import DRAWN, open_stage
 
 from multigrid import report
@@ -34,7 +34,6 @@ TIERS = {
     "full": {"sets": ("development", "further"), "doses": DOSES, "seeds": (1, 2, 3)},
 }
 EXAMINERS = {"doctor": "results.jsonl", "baselines": "baselines.jsonl"}  # and their tables
-RUNS_A_PROCESS = 12  # TensorFlow keeps what it has traced
 
 
 def main(examiner: str = "doctor") -> int:
@@ -48,10 +47,9 @@ def main(examiner: str = "doctor") -> int:
     left = [run for run in wanted if run.id not in done]
     report.say(f"{len(wanted)} runs, {len(wanted) - len(left)} of them in {options.table}; commit {commit()}")
     tasks = [(examiner, run, options.root, options.data) for run in left]
-    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=RUNS_A_PROCESS) as pool:
-        for row in report.progress(pool.imap_unordered(one, tasks, chunksize=1), "diagnoses", len(tasks)):
-            append_row(options.table, row)
-            report.say(_line(row))
+    for row in report.progress(spread(one, tasks, options.jobs), "diagnoses", len(tasks)):
+        append_row(options.table, row)
+        report.say(_line(row))
     return 0
 
 
