@@ -33,11 +33,12 @@ def printed_by(*words) -> tuple[int, dict, str]:
     return code, json.loads(out.getvalue(), parse_constant=pytest.fail), err.getvalue()
 
 
-def test_there_are_eleven_verbs():
+def test_there_are_twelve_verbs():
     assert set(PARSERS) == {
         "train", "evaluate", "predict", "export", "serve", "probe", "anchors", "data", "weights", "compare", "replay",
+        "doctor",
     }  # fmt: skip
-    assert len(cli.VERBS) == 11
+    assert len(cli.VERBS) == 12
 
 
 @pytest.mark.parametrize("verb", PARSERS)

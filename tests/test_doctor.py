@@ -1,6 +1,7 @@
 """The doctor: what it asks, how it ranks, and its three ways in."""
 
 import json
+import pathlib
 import types
 
 import numpy as np
@@ -15,6 +16,8 @@ from multigrid.diagnosis.finding import LIKELY, Finding, Observation, Remedy, Ru
 from multigrid.diagnosis.rules import RULES
 from multigrid.errors import InputError
 from multigrid.training.trainer import MultiGridTrainer
+
+CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def verdict(confidence, **more):
@@ -152,6 +155,8 @@ def test_a_run_folder_is_examined_and_gets_its_page(run, capsys):
     code = main(["doctor", str(run), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert (found["causes"], found["failed"], code) == ([], {}, 0)
+    documented = "| `doctor` | " + ", ".join(f"`{key}`" for key in found) + " | "
+    assert documented in (CHECKOUT / "docs" / "command-line.md").read_text("utf-8")
     assert "run" in found["stages"] and "training" not in found["stages"]
     html = (run / "diagnosis.html").read_text("utf-8")
     assert (

@@ -18,7 +18,12 @@ from multigrid.models.detector import MultiGridDetector
 from multigrid.training.trainer import MultiGridTrainer
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
-SHIPPED = ("configs/quickstart.yaml", "configs/train_config.yaml", "benchmarks/accuracy/scratch.yaml")
+SHIPPED = (
+    "configs/quickstart.yaml",
+    "configs/train_config.yaml",
+    "benchmarks/accuracy/scratch.yaml",
+    "benchmarks/faults/stage.yaml",
+)
 CLASSES, ANCHORS = 6, 3  # of the embedded data set
 
 

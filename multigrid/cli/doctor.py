@@ -18,7 +18,7 @@ from multigrid.cli.options import (
     weights_settings,
 )
 
-EXAMPLE = "multigrid doctor --config configs/quickstart.yaml --deep; multigrid doctor runs/quickstart-1"
+EXAMPLE = "multigrid doctor --config configs/quickstart.yaml --deep, or multigrid doctor runs/quickstart-1"
 OUTPUT = "doctor"
 
 
