@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from small_runs import make_config
 
+from multigrid.diagnosis import events, page
+from multigrid.diagnosis.case import Case
+from multigrid.diagnosis.doctor import diagnose
 from multigrid.diagnosis.watch import WINDOW, DoctorWatch
 from multigrid.training.bundle import Step, write_bundle
 from multigrid.training.trainer import MultiGridTrainer
@@ -91,6 +94,38 @@ def test_a_watch_without_a_trainer_keeps_the_course_and_says_nothing(files, tmp_
     assert [row["loss"] for row in watch.course.rows] == [4.0, 2.0, 9.0]
     watch.conclude()
     assert watch.diagnosis is None
+
+
+def test_events_of_the_config_are_marked(pair):
+    _, watched, watch = pair
+    assert watched.config.training.warmup_epochs == 1
+    marked = [(event["step"], event["what"]) for event in watch.course.events]
+    assert marked == [(0, "training begins"), (6, "warm-up ends")]
+
+
+def test_stages_drops_and_the_end_of_mosaic_are_events(files, tmp_path):
+    stages = [{"epochs": 3, "freeze": "backbone"}, {"epochs": 5}]
+    augmentation = {"mosaic": 0.5, "mosaic_off_epochs": 2}
+    config = make_config(files, tmp_path / "run", {"stages": stages, "warmup_epochs": 0.5}, augmentation=augmentation)
+    case = Case.of(MultiGridTrainer(config))
+    assert [(event.epoch, event.what, event.breaks) for event in events.planned(case)] == [
+        (0.5, "warm-up ends", False),
+        (3, "all layers train", True),
+        (3.5, "warm-up ends", False),
+        (6, "mosaic and mixup end", True),
+    ]
+    rates = [2e-3, 1.9e-3, 1.8e-3, 1.8e-4, 1.8e-4]
+    case.history = [{"epoch": number, "loss": 9.0, "learning_rate": rate} for number, rate in enumerate(rates, 1)]
+    assert events.drops(case.history, "epoch") == [{"epoch": 4, "what": "learning rate drops"}]
+    assert "Epochs of the run" in page.page_of(diagnose(case, rules=[]))
+
+
+def test_a_training_that_goes_on_says_so(files, tmp_path):
+    watch, detector = DoctorWatch(), MultiGridTrainer(make_config(files, tmp_path / "run")).build_model()
+    detector.optimizer.iterations.assign(40)
+    watch.set_model(detector)
+    watch.on_train_begin()
+    assert [event["what"] for event in watch.course.events] == ["goes on after 40 updates"]
 
 
 def observed(losses) -> list:

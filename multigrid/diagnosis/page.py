@@ -9,6 +9,7 @@ import tempfile
 import numpy as np
 
 from multigrid.config import LOSS_PARTS, OPTIONAL_LOSS_PARTS
+from multigrid.diagnosis import events
 from multigrid.diagnosis.doctor import Diagnosis
 from multigrid.diagnosis.examinations import funnel
 from multigrid.diagnosis.finding import Finding
@@ -19,6 +20,7 @@ from multigrid.report import replacing, write_json
 from multigrid.training.snapshots import batch_sheet
 
 CURVES = tuple(f"{name}_loss" for name in (*LOSS_PARTS, *OPTIONAL_LOSS_PARTS))
+LABELS = {"grad_norm": "norm of the gradients", "learning_rate": "learning rate"}
 STAGE_WORDS = {
     "static": "labels, settings and weights",
     "batch": "first batches through the network and the loss",
@@ -54,6 +56,7 @@ def page_of(diagnosis: Diagnosis) -> str:
         _pictures(diagnosis),
         _funnel(diagnosis),
         _course(diagnosis),
+        _history(diagnosis),
         _looked_at(diagnosis),
     ]
     return parts.page("Diagnosis", filter(None, sections))
@@ -152,34 +155,46 @@ def _course(diagnosis: Diagnosis) -> str:
     course = diagnosis.case.course
     if course is None or len(course.rows) < 2:
         return ""
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "course.png"
-        _draw_course(course, path)
-        picture = parts.png_uri(path.read_bytes())
-    said = "Each part of the loss and the norm of the gradients by step; marked are events."
+    marks = [*course.events, *events.drops(course.rows, "step")]
+    picture = _curves(course.rows, "step", marks, ("grad_norm", "learning_rate"))
+    said = "Each part of the loss, and the norm of the gradients, by step; events are marked."
     return parts.section("Steps that were seen", parts.picture(picture, said))
 
 
-def _draw_course(course, path) -> None:
-    with figure_file(path, 9.0, 3.4, 110) as figure:
-        losses, norms = figure.subplots(1, 2)
-        for name in CURVES:
-            _plot(losses, course.rows, name, name.removesuffix("_loss"))
-        _plot(norms, course.rows, "grad_norm", "norm of the gradients")
-        _plot(norms, course.rows, "learning_rate", "learning rate")
-        for axes in (losses, norms):
-            axes.set(xlabel="step", yscale="log")
-            axes.spines[["top", "right"]].set_visible(False)
-            for event in getattr(course, "events", ()):
-                axes.axvline(event["step"], color="0.6", linestyle=":", linewidth=1)
-                axes.annotate(event["what"], (event["step"], 1.0), xycoords=("data", "axes fraction"), fontsize=7)
-            if axes.lines:
-                axes.legend(frameon=False, fontsize=8)
+def _history(diagnosis: Diagnosis) -> str:
+    case = diagnosis.case
+    if len(case.history) < 2:
+        return ""
+    marks = [{"epoch": event.epoch, "what": event.what} for event in events.planned(case)]
+    marks += events.drops(case.history, "epoch")
+    picture = _curves(case.history, "epoch", marks, ("val_mAP", "val_mAP50", "learning_rate"))
+    said = "Each part of the loss, and validation, by epoch; events are marked."
+    return parts.section("Epochs of the run", parts.picture(picture, said))
 
 
-def _plot(axes, rows, name: str, label: str) -> None:
-    points = [(row["step"], row[name]) for row in rows if np.isfinite(row.get(name, np.nan)) and row[name] > 0]
+def _curves(rows, position: str, marks, others) -> str:
+    """Parts of the loss on the left, other figures on the right, dotted lines with a word where something changed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "curves.png"
+        with figure_file(path, 9.0, 3.6, 110) as figure:
+            for axes, names in zip(figure.subplots(1, 2), (CURVES, others), strict=True):
+                for name in names:
+                    _plot(axes, rows, position, name)
+                axes.set(xlabel=position, yscale="log")
+                axes.spines[["top", "right"]].set_visible(False)
+                for mark in marks:
+                    axes.axvline(mark[position], color="0.6", linestyle=":", linewidth=1)
+                    place = {"xy": (mark[position], 0.98), "xycoords": ("data", "axes fraction")}
+                    axes.annotate(f" {mark['what']}", rotation=90, va="top", fontsize=7, color="0.4", **place)
+                if axes.get_legend_handles_labels()[0]:
+                    axes.legend(frameon=False, fontsize=8)
+        return parts.png_uri(path.read_bytes())
+
+
+def _plot(axes, rows, position: str, name: str) -> None:
+    points = [(row[position], row[name]) for row in rows if np.isfinite(row.get(name, np.nan)) and row[name] > 0]
     if points:
+        label = LABELS.get(name, name.removesuffix("_loss"))
         axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
 
 

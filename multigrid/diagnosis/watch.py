@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from multigrid import report
-from multigrid.diagnosis import page
+from multigrid.diagnosis import events, page
 from multigrid.diagnosis.case import Case
 from multigrid.diagnosis.doctor import Diagnosis
 from multigrid.diagnosis.examinations.course import LOOKS, Course, counted, measured
@@ -22,6 +22,7 @@ from multigrid.diagnosis.finding import CERTAIN, LIKELY, Finding, ranked
 from multigrid.diagnosis.rules import RULES
 from multigrid.training.bundle import STEP, read_bundle
 from multigrid.training.faults import Fault, first_fault
+from multigrid.training.optimizers import inner_optimizer
 
 SHARE = 0.05  # of the time that looks may take, after the first ones
 KEPT = 1000  # steps whose figures are kept
@@ -46,7 +47,7 @@ class DoctorWatch(keras.callbacks.Callback):
         super().__init__()
         self.trainer, self.course, self.diagnosis = None, Course(), None
         self._case, self._watcher, self._found, self._failed = None, None, {}, {}
-        self._asked_early, self._said = False, set()
+        self._asked_early, self._said, self._planned = False, set(), None
         self._spent, self._began, self._amid, self._written = 0.0, time.perf_counter(), None, -1
 
     @property
@@ -56,17 +57,22 @@ class DoctorWatch(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._started, self._clock = time.perf_counter(), time.time()
-        self._new_past("training begins" if not self.course.rows else "next stage")
-        self._counted = counted(self._optimizer()) if self._optimizer().built else None
+        optimizer = self._optimizer()
+        self._counted = counted(optimizer) if optimizer.built else None
         self._case = self._make_case()
+        if not self.course.rows:
+            done = int(keras.ops.convert_to_numpy(inner_optimizer(optimizer).iterations))
+            self._new_past(f"goes on after {done} updates" if done else "training begins")
+        elif self._case is None:  # nobody says what is planned
+            self._new_past("fit is called again")
+        if self._planned is None:
+            self._planned = events.planned(self._case) if self._case is not None else []
 
     def on_epoch_begin(self, epoch, logs=None):
         self._logs, self._images, self.epoch = {}, 0, epoch
-        mixing = getattr(self.trainer and self.trainer.train_data, "mosaic_off_epochs", 0)
-        if mixing and epoch == self.trainer.config.training.total_epochs - mixing:
-            self._new_past("mosaic and mixup end")
 
     def on_train_batch_begin(self, batch, logs=None):
+        self._pass_events(batch)
         if self._due():
             self._look()
         self._amid = batch
@@ -171,6 +177,15 @@ class DoctorWatch(keras.callbacks.Callback):
         return self._model.optimizer
 
     # --- trouble ----------------------------------------------------------------------------------------------------
+
+    def _pass_events(self, batch: int) -> None:
+        """Marks what the config planned for now, or passes over it where this training begins later."""
+        while self._planned and self.epoch + batch / len(self._case.train_data) >= self._planned[0].epoch:
+            event = self._planned.pop(0)
+            if event.breaks and self.course.rows:
+                self._new_past(event.what)
+            elif self.course.rows:
+                self.course.events.append({"step": self.course.steps, "what": event.what})
 
     def _new_past(self, what: str) -> None:
         """Something changed from without: what comes is not compared with what was."""

@@ -29,7 +29,8 @@ class Relations:
         doubled: {part: part of the batch twice over part of the batch}.
         turned: largest relative change of a part where the images come in the opposite order.
         empty: {part: value} on a batch without objects where every cell says 0, so that nothing is free of charge.
-        empty_price: most that a cell without objects costs there a unit of its logit.
+        empty_price: what a cell costs there a unit of its objectness.
+        empty_jump: that at the finest scale, over the same in an image with one object alone.
         lone: {part: price of the same mistake about the same object where it is alone over where others are around}.
         unmasked: {part: change, where only cells without an object say other things, over the part's own value}.
         places: price of the same wrong objectness in an empty image, in a cell where another image has an object over
@@ -47,6 +48,7 @@ class Relations:
     turned: float
     empty: dict
     empty_price: float
+    empty_jump: float
     lone: dict
     unmasked: dict
     places: float
@@ -75,6 +77,7 @@ def examine(case) -> Relations | None:
         turned=max(abs(backwards.sum(name) / once.sum(name) - 1.0) for name in once.parts if once.sum(name)),
         empty={name: nothing.sum(name) for name in nothing.parts},
         empty_price=loud.sum("no_object") / 8.0 / empty.cells.shape[1],
+        empty_jump=_empty_jump(case, scene, loud),
         lone=_lone(case, scene),
         unmasked=_unmasked(case, scene, cells, once),
         places=_places(case, scene),
@@ -92,6 +95,17 @@ def _all_say(scene, logit: float) -> np.ndarray:
     cells = np.full_like(scene.cells, logit)
     cells[..., 2:4] = outputs.SMALL
     return cells
+
+
+def _empty_jump(case, scene, loud) -> float:
+    """Images of the same size, one a batch: the object alone brings a divisor of its few cells."""
+    one = scene.part([1])
+    cells = one.cells.copy()
+    cells[..., 4] = np.where(one.positive, cells[..., 4], 8.0)
+    free = (~one.positive[0] & (one.scale_of_cells == len(one.layout.strides) - 1)).sum()
+    finest = (one.scale_of_cells == len(one.layout.strides) - 1).sum()
+    price = measure(case, one, cells).parts["no_object"][-1] / free
+    return float(loud.parts["no_object"][-1] / finest / price) if price > 0.0 else 1.0
 
 
 def _lone(case, scene) -> dict:
@@ -116,10 +130,13 @@ def _price(case, scene, image: int, cell, base) -> float:
 
 
 def _places(case, scene) -> float:
-    """Two cells of the empty image at the finest scale: one that answers for an object in image 1, and the first."""
+    """Two cells of the empty image at the finest scale: the last that answers for an object elsewhere, and the first."""
     base, empty = measure(case, scene), len(scene.cells) - 1
     first = np.flatnonzero(scene.scale_of_cells == len(scene.layout.strides) - 1)[0]
-    prices = [_price(case, scene, empty, [cell], base) for cell in (scene.claims(1, 0)[0], first)]
+    answering = np.flatnonzero(scene.positive[:-1].any(axis=0))
+    if not len(answering):
+        return 1.0
+    prices = [_price(case, scene, empty, [cell], base) for cell in (answering[-1], first)]
     return float(max(prices) / max(min(prices), 1e-12)) if max(prices) > 0.0 else 1.0
 
 
@@ -146,9 +163,10 @@ def _ignored_share(case) -> float:
 def _ignored_price(case, scene) -> float:
     """A cell beside the object of image 1 that says the object's very box, against one that says a small one."""
     base = measure(case, scene)
-    own, free = scene.claims(1, 0)[0], _beside(scene)
-    if free is None:
+    claims, free = scene.claims(1, 0), _beside(scene)
+    if free is None or not len(claims):
         return 0.0
+    own = claims[0]
     cells = scene.cells.copy()
     cells[1, free] = cells[1, own]
     cells[1, free, 0:2] = _logits_of_centre(case, scene, free)

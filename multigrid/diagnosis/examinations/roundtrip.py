@@ -20,7 +20,7 @@ EDGE = 0.02  # cells that an offset may lie outside of its range by rounding
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """Errors of the designed scene's claims, K of them in all.
+    """Errors of the designed scene's claims at the scale where they are largest, K of them.
 
     Attributes:
         shift: [2] median of where cells say the centre is, less where it is, (x, y) in cells.
@@ -87,11 +87,14 @@ def examine(case) -> RoundTrip | None:
     anchor, log_size = case.anchors[scale_of, anchor_of], as_array(scene.targets.log_size)[image, row]
     size, crossed = (np.log(anchor / side) + code for code in (log_size, log_size[:, ::-1]))
     farther = np.log(np.maximum(said * stride, 1e-3) / np.maximum(centre, 1e-3))
+    errors = np.maximum(np.abs(away).max(axis=-1), np.abs(size).max(axis=-1))
+    worst = scale == max(set(scale.tolist()), key=lambda row: np.median(errors[scale == row]))
+    away, size, crossed, farther = (values[worst] for values in (away, size, crossed, farther))
     return RoundTrip(
         shift=np.median(away, axis=0),
         shift_spread=_spread(away),
         own_cell=_own_cell(scene),
-        exchanged=min(_distance(reading - centre / stride) for reading in readings),
+        exchanged=min(_distance((reading - centre / stride)[worst]) for reading in readings),
         distance=_distance(away),
         magnified=float(np.exp(np.median(farther))),
         magnified_spread=float(_spread(farther.reshape(-1, 1))[0]),
@@ -99,7 +102,7 @@ def examine(case) -> RoundTrip | None:
         crossed=_distance(crossed),
         size_error=_distance(size),
         out_of_range=float(((offset < -1.0 - EDGE) | (offset > 2.0 + EDGE)).any(axis=-1).mean()),
-        claims=len(cell),
+        claims=int(worst.sum()),
     )
 
 
@@ -156,11 +159,17 @@ def _places(cell, grids) -> tuple:
 
 
 def _own_cell(scene) -> np.ndarray:
-    """How far the cell in the middle of an object's nine is from the one that its centre lies in."""
-    offset = as_array(scene.targets.offset)[scene.classes >= 0, cell_geometry.OWN_CELL]
-    beside = -np.floor(offset + 1e-4)
-    middle = np.median(beside, axis=0)
-    return middle if (beside == middle).all(axis=-1).mean() > 0.9 else np.zeros(2)
+    """How far the cell in the middle of an object's nine is from the one that its centre lies in, at the worst scale."""
+    objects = scene.classes >= 0
+    offset = as_array(scene.targets.offset)[objects, cell_geometry.OWN_CELL]
+    beside, scale = -np.floor(offset + 1e-4), as_array(scene.targets.scale)[objects]
+    middles = [np.zeros(2)]
+    for row in np.unique(scale):
+        mine = beside[scale == row]
+        middle = np.median(mine, axis=0)
+        if (mine == middle).all(axis=-1).mean() > 0.9:
+            middles.append(middle)
+    return max(middles, key=lambda middle: np.abs(middle).sum())
 
 
 def _distance(errors) -> float:

@@ -16,11 +16,12 @@ from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
 from multigrid.diagnosis.rules.telling import defaults_for, short, shorts, table
 
 SUMMED = 1.5  # part of the batch twice over part of the batch: 1 where it is a mean, 2 where it is a sum
-DILUTED = 0.1  # price of a positive cell over that of a negative one, before coefficients
+DILUTED = 0.2  # price of a positive cell over that of a negative one, before coefficients
 OUTWEIGHED = 8.0  # price of a negative cell over that of a positive one
+JUMP = 30.0  # price of a cell without objects over that with one object's up to nine cells
 UNEQUAL = 1.25  # prices that should be the same
 SCALES_APART = 12.0  # price of a cell of one scale over that of another, whatever the normalizer
-OWNING, NOTHING = 0.9, 0.003  # share of the gradient that a part has at the start, of those that concern objects
+OWNING, NOTHING = 0.9, 0.01  # share of the gradient that a part has at the start, of those that concern objects
 
 
 @rule("MG601", "The loss is a sum: it grows with the batch", group="loss", stage="batch", explains=("MG618",))
@@ -60,7 +61,7 @@ def positives_are_diluted(case):
     if not ratio < DILUTED or not (seen.negative_unit > 0.0).any():
         return None
     return Verdict(
-        0.9,
+        0.9 if ratio < 0.1 else 0.7,
         (
             Observation("price of a positive cell over a negative one, before coefficients", short(ratio), "0.3 to 3"),
             Observation("price of a positive cell by scale, coarse to fine", shorts(seen.positive_unit), "as below"),
@@ -86,14 +87,14 @@ def unprotected_divisor(case):
         return None
     bad = tuple(name for name, value in seen.empty.items() if not math.isfinite(value))
     bad += tuple(name for name in moved.spoiled.get(gradients.NO_OBJECTS, ()) if name not in bad)
-    explodes = not math.isfinite(seen.empty_price) or seen.empty_price > 1e3
+    explodes = not math.isfinite(seen.empty_price) or seen.empty_jump > JUMP
     if not bad and not explodes:
         return None
     return Verdict(
         0.95,
         (
             Observation("parts that are not finite in a batch without objects", list(bad), "none"),
-            Observation("cost of a wrong unit of objectness there, a cell", short(seen.empty_price), "1 or less"),
+            Observation("price of a cell there, over an image with one object", short(seen.empty_jump), "9 or less"),
         ),
         (
             "the same cells with objects in the batch are finite: it is the number of objects that is divided by, no "
@@ -227,7 +228,7 @@ def too_much_is_ignored(case):
     if seen is None or not _ignores_too_much(seen):
         return None
     return Verdict(
-        0.9 if seen.far_price < 0.5 or seen.ignored_share > 0.5 else 0.75,
+        0.9 if seen.far_price < 0.5 or seen.ignored_share > 0.2 else 0.75,
         (
             Observation("price of objectness far from objects, over an empty image's", short(seen.far_price), "1"),
             Observation("ignored of the cells without an object, in a batch", short(seen.ignored_share), "below 0.02"),
@@ -279,11 +280,12 @@ def part_out_of_proportion(case):
         if not (name == "anchor" and asked.anchor is None)
         and not (name == "classification" and case.detector.num_classes == 1)
     }  # fmt: skip
-    owner, starved = max(there, key=there.get), min(there, key=there.get)
+    owner = max(there, key=there.get)  # objectness may start near its target, and is left out of what has nothing
+    starved = min((name for name in there if name != "object"), key=there.get)
     if there[owner] < OWNING and there[starved] > NOTHING:
         return None
     named = owner if there[owner] >= OWNING else starved
-    sure = there[owner] > 0.97 or there[starved] < 5e-4
+    sure = there[owner] > 0.97 or there[starved] < 2e-3
     return Verdict(
         0.85 if sure else 0.65,
         (table("share of the gradient by part", there, "0.02 to 0.8"),),

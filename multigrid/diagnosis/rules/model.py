@@ -11,6 +11,7 @@ from multigrid.diagnosis.rules.telling import ROUGH, defaults_for
 BELIEVES = 0.2  # mean probability of an object above which a head has no prior
 EVERYWHERE = 0.65  # from which it says that objects are everywhere
 SATURATED = 0.05  # share of logits
+WIDE = 3.0  # standard deviation of the outputs
 LARGE_KERNEL = 0.4  # standard deviation of an output layer's kernel; 0.01 at the start, 0.1 after training
 UNUSED = 0.3  # share of the classes
 
@@ -89,10 +90,11 @@ def prior_of_the_wrong_sign(case):
 def saturated_outputs(case):
     """Logits so large that their gradient is gone, from kernels that are larger than any training makes them."""
     seen = case.examined(start.examine)
-    if not seen.saturated > SATURATED or not seen.head_kernel > LARGE_KERNEL:
+    gone, wide = seen.saturated > SATURATED, seen.spread > WIDE
+    if not (gone or wide) or not seen.head_kernel > LARGE_KERNEL:
         return None
     return Verdict(
-        0.9,
+        0.9 if gone else 0.75,
         (
             Observation("share of logits beyond 10", round(seen.saturated, 3), "below 0.01"),
             Observation("standard deviation of the outputs", round(seen.spread, 2), "below 1 at the start"),
