@@ -101,6 +101,18 @@ class OverlappingMasks(MultiGridLoss):
         return said._replace(total=sum(ops.sum(values) for values in said.weighted.values()))
 
 
+class ObjectsAndNone(MultiGridLoss):
+    """In the part of the cells with an object, these cost what empty ones would besides."""
+
+    def breakdown(self, encoded, outputs):
+        said, layout = super().breakdown(encoded, outputs), cells.layout_of(outputs, self.strides)
+        logits = cells.flatten(outputs)[..., 4]
+        own = ops.where(targets.positive_cells(encoded, layout), 2.0 * components.objectness(logits, 0.0), 0.0)
+        extra = multigrid_loss._by_scale_of_cells(own, layout) / said.normalizers
+        said = said._replace(parts={**said.parts, "object": said.parts["object"] + extra})
+        return said._replace(total=sum(ops.sum(values) for values in said.weighted.values()))
+
+
 class MixedImages(MultiGridLoss):
     """The cells without an object are masked by the mean of all images' masks."""
 

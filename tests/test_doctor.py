@@ -13,6 +13,7 @@ from multigrid.diagnosis import page, subjects
 from multigrid.diagnosis.case import Case
 from multigrid.diagnosis.doctor import diagnose
 from multigrid.diagnosis.finding import LIKELY, Finding, Observation, Remedy, Rule, Verdict, ranked, rule
+from multigrid.diagnosis.remedies import fitted
 from multigrid.diagnosis.rules import RULES
 from multigrid.errors import InputError
 from multigrid.training.trainer import MultiGridTrainer
@@ -125,6 +126,28 @@ def test_curves_tell_what_they_tell(quality, losses, expected):
     case = fake_case(history=curves(quality, losses))
     rules = [one for one in RULES if one.stage == "run"]
     assert {one.id for one in diagnose(case, rules=rules).findings} == expected
+
+
+@pytest.mark.parametrize(
+    ("training", "settings", "kept", "said"),
+    [
+        ({}, ("training.learning_rate=1.0e-3", "loss.no_object_scale=7"), (0, 1), ""),
+        ({}, ("training.learning_rate=5.0e-3", "augmentation.steps=null", "model.input_size=[64, 96]"), (1,), ""),
+        ({"stages": [{"epochs": 2}]}, ("training.freeze=none", "training.learning_rate=1.0e-3"), (1,), "freeze"),
+        (
+            {"stages": [{"epochs": 2, "learning_rate": 0.1}]},
+            ("training.learning_rate=1.0e-3",),
+            (),
+            "learning_rate",
+        ),
+    ],
+)
+def test_a_remedy_has_the_settings_alone_that_change_something(config, training, settings, kept, said):
+    asked = config.model_copy(update={"training": type(config.training)(**{"learning_rate": 5e-3, **training})})
+    remedy = fitted(Remedy("Mend it.", settings=settings), asked)
+    assert remedy.settings == tuple(settings[row] for row in kept)
+    more = f" training.stages has the word on {said} here: change it there."
+    assert remedy.text == "Mend it." + (more if said else "")
 
 
 # --- ways in --------------------------------------------------------------------------------------------------------

@@ -153,8 +153,9 @@ def test_labels_in_other_units_are_named(trainer):
         assert first(case, ORACLE) == "MG807"
 
 
-def test_a_cap_is_named(trainer):
-    with predicting(trainer, max_detections=2) as case:
+@pytest.mark.parametrize("most", [1, 2])
+def test_a_cap_is_named(trainer, most):
+    with predicting(trainer, max_detections=most) as case:
         assert first(case, ORACLE) == "MG808"
 
 

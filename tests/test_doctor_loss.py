@@ -77,6 +77,7 @@ def test_targets_of_another_kind_are_left_alone(trainer):
         (faults.NoSigmoid, {}, "MG613"),
         (faults.FinestScale, {}, "MG617"),
         (faults.OverlappingMasks, {}, "MG620"),
+        (faults.ObjectsAndNone, {}, "MG620"),
     ],
 )
 def test_prices_tell_causes_apart(trainer, kind, options, cause):

@@ -10,7 +10,7 @@ from small_cases import case_with, first, rules_of, verdicts
 from small_runs import make_config
 
 from multigrid.diagnosis.examinations.outputs import as_array
-from multigrid.diagnosis.rules import loss_functions, model
+from multigrid.diagnosis.rules import dynamics, loss_functions, model
 from multigrid.models.head import grid_name
 from multigrid.training.trainer import MultiGridTrainer
 
@@ -128,7 +128,17 @@ def test_output_layers_may_start_at_zero(trainer):
         assert verdicts(case, [model.filters_alike, model.map_does_not_arrive]) == {}
 
 
-@pytest.mark.parametrize("kind", [faults.WidthForHeight, faults.RolledClasses])
+def test_output_layers_of_zeros_behind_a_norm_of_zeros_never_learn(trainer):
+    def zero(detector):
+        stride = detector.strides[1]
+        for variable in (detector.get_layer(grid_name(stride)).kernel, detector.get_layer(f"head_{stride}_bn").gamma):
+            variable.assign(np.zeros(variable.shape))
+
+    with altered(trainer, zero) as case:
+        assert first(case, [model.filters_alike, model.map_does_not_arrive, dynamics.dead_channels]) == "MG708"
+
+
+@pytest.mark.parametrize("kind", [faults.WidthForHeight, faults.RolledClasses, faults.CrossedSizes])
 def test_exchanged_channels_are_named(trainer, kind):
     with case_with(trainer, kind) as case:
         others = [model.channels_exchanged, loss_functions.loss_reads_otherwise, loss_functions.deaf_part]

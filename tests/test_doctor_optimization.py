@@ -136,6 +136,18 @@ def test_who_compiled_by_himself_meant_it(compiled):
     assert optimization.setting_not_reached.function(case).hygiene
 
 
+def test_who_brought_a_detector_meant_its_loss(compiled):
+    case = compiled()
+    case.own_detector, criterion = True, case.criterion
+    criterion.coord_scale, kept = 0.5, criterion.coord_scale
+    try:
+        assert optimization.setting_not_reached.function(case).hygiene
+        case.own_detector, case.results = False, {}
+        assert not optimization.setting_not_reached.function(case).hygiene
+    finally:
+        criterion.coord_scale = kept
+
+
 def test_decay_of_normalizations_is_told_from_decay_of_kernels(trainer, compiled):
     plain = compiled()
     assert optimization.decays_norms.function(plain) is None

@@ -36,7 +36,8 @@ class Case:
         ledgers: what came of each weights file.
         step: updates that the detector has seen in this training.
         history: figures by epoch of a training that is over, as rows of results.csv; () where there are none.
-        keeps_compilation: whether the detector came compiled, so that it is its caller's and not the config's.
+        keeps_compilation: whether the detector came compiled, so that its optimizer is its caller's.
+        own_detector: whether detector and criterion are their caller's and not the config's.
 
     Attributes:
         results: what examinations found, by the examination.
@@ -57,12 +58,13 @@ class Case:
         step: int = 0,
         history=(),
         keeps_compilation: bool = False,
+        own_detector: bool = False,
     ):
         self.detector, self.train_data, self.val_data = detector, train_data, val_data
         self.config, self.samples, self.ledgers = config, dict(samples or {}), tuple(ledgers)
         self.class_names = tuple(class_names or map(str, range(detector.num_classes)))
         self.step, self.course, self.history = step, None, list(history)
-        self.keeps_compilation = keeps_compilation
+        self.keeps_compilation, self.own_detector = keeps_compilation, own_detector
         self._predictor, self.results = predictor, {}
 
     @classmethod
@@ -79,6 +81,7 @@ class Case:
             predictor=lambda: trainer.predictor(evaluating=True),
             ledgers=trainer.ledgers,
             keeps_compilation=trainer.keeps_compilation,
+            own_detector=trainer.own_detector,
         )
 
     @property

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from multigrid.diagnosis.case import Case
 from multigrid.diagnosis.examinations.course import Trial
-from multigrid.diagnosis.finding import CERTAIN, LIKELY, Finding, Rule, ranked
+from multigrid.diagnosis.finding import CERTAIN, LIKELY, Finding, Rule, Verdict, ranked
+from multigrid.diagnosis.remedies import fitted
 from multigrid.diagnosis.rules import RULES
 
 SHALLOW = ("static", "batch", "evaluation")
@@ -148,7 +150,13 @@ class _Visit:
             self.failed[rule.id] = _said(error)
             return
         if verdict is not None:
-            self.findings[rule.id] = Finding(rule, verdict, self.case.course.steps if self.case.course else 0)
+            self.findings[rule.id] = found(rule, verdict, self.case)
+
+
+def found(rule: Rule, verdict: Verdict, case: Case) -> Finding:
+    """The finding of a verdict on a case as it stands, with a remedy for its config."""
+    verdict = dataclasses.replace(verdict, remedy=fitted(verdict.remedy, case.config))
+    return Finding(rule, verdict, case.course.steps if case.course else 0)
 
 
 def _said(error: Exception) -> str:

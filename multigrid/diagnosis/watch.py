@@ -15,7 +15,7 @@ import numpy as np
 from multigrid import report
 from multigrid.diagnosis import events, page
 from multigrid.diagnosis.case import Case
-from multigrid.diagnosis.doctor import Diagnosis
+from multigrid.diagnosis.doctor import Diagnosis, found
 from multigrid.diagnosis.examinations.course import LOOKS, Course, counted, measured
 from multigrid.diagnosis.examinations.looks import Watcher
 from multigrid.diagnosis.finding import CERTAIN, LIKELY, Finding, ranked
@@ -56,7 +56,7 @@ class DoctorWatch(keras.callbacks.Callback):
         return ranked(list(self._found.values()))
 
     def on_train_begin(self, logs=None):
-        self._started, self._clock = time.perf_counter(), time.time()
+        self._started, self._clock, self._spent = time.perf_counter(), time.time(), 0.0
         optimizer = self._optimizer()
         self._counted = counted(optimizer) if optimizer.built else None
         self._case = self._make_case()
@@ -127,6 +127,7 @@ class DoctorWatch(keras.callbacks.Callback):
             ledgers=self.trainer.ledgers,
             step=self.course.steps,
             keeps_compilation=self.trainer.keeps_compilation,
+            own_detector=self.trainer.own_detector,
         )
         case.course = self.course
         self._watcher = Watcher(case)
@@ -255,7 +256,7 @@ class DoctorWatch(keras.callbacks.Callback):
             self._failed[rule.id] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             return
         if verdict is not None:
-            self._found[rule.id] = Finding(rule, verdict, self.course.steps)
+            self._found[rule.id] = found(rule, verdict, self._case)
         else:
             self._found.pop(rule.id, None)
 

@@ -61,6 +61,7 @@ class MultiGridTrainer:
         run_dir: the run folder, after `train`.
         ledgers: what came of the tensors of each weights file, after `build_model`.
         stages: what is trained when, after `build_model`.
+        own_detector: whether the detector is the caller's, after `build_model`.
         stopped_by: the signal that ended `train`, and where; None where none did.
     """
 
@@ -72,7 +73,7 @@ class MultiGridTrainer:
         self.samples = {}
         self.run_dir = None
         self.ledgers = []
-        self.stages, self.keeps_compilation = None, False
+        self.stages, self.keeps_compilation, self.own_detector = None, False, False
         self.stopped_by = None
         self._predictors = {}
         self._resumes, self._state, self._kept = False, None, {}
@@ -142,6 +143,8 @@ class MultiGridTrainer:
             InputError: weights that do not fit, or a detector that is there for other classes or anchors.
         """
         self._need_data()
+        if self.stages is None:
+            self.own_detector = self.detector is not None
         if self.detector is None:
             criterion = assembly.build_criterion(self.config, self.vocabulary, self.samples.get("train", ()))
             with building(self.config.training.strategy):

@@ -130,7 +130,7 @@ def _price(case, scene, image: int, cell, base) -> float:
 
 
 def _places(case, scene) -> float:
-    """Two cells of the empty image at the finest scale: the last that answers for an object elsewhere, and the first."""
+    """Two cells of an empty image at the finest scale: the last that answers for an object elsewhere, and the first."""
     base, empty = measure(case, scene), len(scene.cells) - 1
     first = np.flatnonzero(scene.scale_of_cells == len(scene.layout.strides) - 1)[0]
     answering = np.flatnonzero(scene.positive[:-1].any(axis=0))

@@ -15,6 +15,7 @@ from multigrid.diagnosis.examinations import outputs
 from multigrid.diagnosis.examinations.outputs import as_array, measure
 from multigrid.geometry import cells as cell_geometry
 
+NEAR = 0.05  # cells, or units of the logarithm of a size: an error of the round trip that is none
 EDGE = 0.02  # cells that an offset may lie outside of its range by rounding
 
 
@@ -142,6 +143,11 @@ def examine_readings(case) -> Readings | None:
     return Readings(floor, others, bool(own_plain < 0.3 * own_now and beyond > 0.1))
 
 
+def sides_are_exchanged(trip: RoundTrip) -> bool:
+    """Whether the targets are right but for width and height, which have each other's place."""
+    return trip.distance < NEAR and trip.size_error >= NEAR and trip.crossed < 0.2 * trip.size_error
+
+
 def boxes_are_read_right(case) -> bool:
     """Whether the perfect answer is about perfect to the criterion; else targets of objectness mean nothing there."""
     seen = case.examined(examine_readings)
@@ -159,7 +165,7 @@ def _places(cell, grids) -> tuple:
 
 
 def _own_cell(scene) -> np.ndarray:
-    """How far the cell in the middle of an object's nine is from the one that its centre lies in, at the worst scale."""
+    """How far the middle of an object's nine cells is from the one that its centre lies in, at the worst scale."""
     objects = scene.classes >= 0
     offset = as_array(scene.targets.offset)[objects, cell_geometry.OWN_CELL]
     beside, scale = -np.floor(offset + 1e-4), as_array(scene.targets.scale)[objects]

@@ -43,7 +43,8 @@ class Kernels:
     """Convolutions that do not see or tell apart what they should.
 
     Attributes:
-        zero: names of kernels whose numbers are all 0.
+        zero: names of kernels whose numbers are all 0, and of scales of BatchNorm in front of an output grid of zeros,
+            where neither gets a gradient through the other.
         identical: names of those whose filters are all the same.
         deaf: names of those that are 0 for a good part of their input channels.
     """
@@ -90,7 +91,17 @@ def examine_kernels(case) -> Kernels:
             identical.append(kernel.path)
         elif (np.abs(as_array(kernel)).max(axis=(0, 1, 3)) == 0.0).mean() > DEAF:
             deaf.append(kernel.path)
-    return Kernels(tuple(zero), tuple(identical), tuple(deaf))
+    return Kernels((*zero, *_zeros_before_zeros(case.detector)), tuple(identical), tuple(deaf))
+
+
+def _zeros_before_zeros(detector) -> list[str]:
+    found = []
+    for stride in detector.strides:
+        grid = detector.get_layer(grid_name(stride))
+        norms = [layer for layer in detector.layers if layer.name == f"head_{stride}_bn"]  # an own head has none
+        if not as_array(grid.kernel).any():
+            found += [norm.gamma.path for norm in norms if not as_array(norm.gamma).any()]
+    return found
 
 
 def _layers(model):

@@ -191,7 +191,8 @@ def capped_or_half_scored(case):
     if whole is None:
         return None
     most = _most_objects(case)
-    capped = whole.crowd < 0.8 * whole.crowd_objects and whole.found >= 0.5
+    few = whole.found >= 0.5 or whole.crowd == getattr(case.predictor, "max_detections", None)
+    capped = whole.crowd < 0.8 * whole.crowd_objects and few
     deaf = [name for name, score in seen.scores_without.items() if score > 0.6 * seen.score]
     if case.detector.num_classes == 1:
         deaf = [name for name in deaf if name != "class"]
@@ -205,7 +206,7 @@ def capped_or_half_scored(case):
             Observation("what the score does not listen to", deaf, "none"),
             Observation("score of objectness 0.9 and class 0.8", round(seen.score, 3), "0.72"),
         ),
-        ("every object was given with full confidence, and is found where there are few",),
+        ("every object was given with full confidence, and is found where there are few, or as many as the cap",),
         Remedy(
             "Allow more detections than an image has objects; score by objectness times class.",
             settings=defaults_for(case, "detection", "max_detections"),

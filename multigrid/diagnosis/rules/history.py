@@ -23,7 +23,7 @@ def overfitting(case):
         return None
     (best_epoch, best), (_, last) = max(quality, key=lambda pair: pair[1]), quality[-1]
     then = min(losses, key=lambda pair: abs(pair[0] - best_epoch))[1]
-    fell = 1.0 - losses[-1][1] / then
+    fell = 1.0 - losses[-1][1] / max(then, 1e-12)
     if best <= 0 or last > (1.0 - LOST) * best or fell < 0.05:
         return None
     return Verdict(
@@ -52,14 +52,14 @@ def too_short(case):
     before, after = max(value for _, value in quality[:cut]), max(value for _, value in quality[cut:])
     if after <= 0 or (after - before) / after < STILL_RISING:
         return None
-    epochs = quality[-1][0]
+    epochs = quality[-1][0] if case.config is None else case.config.training.total_epochs
     return Verdict(
         0.5,
         (
             Observation("best validation mAP before the last fifth", before, "near the best of all"),
             Observation("best validation mAP", after, ""),
         ),
-        (f"it gained {(after - before) / after:.0%} of its mAP in the last fifth of {epochs} epochs",),
+        (f"it gained {(after - before) / after:.0%} of its mAP in the last fifth of {quality[-1][0]} epochs",),
         Remedy("Train for longer.", settings=(f"training.epochs={2 * epochs}",)),
         hygiene=True,
     )
@@ -69,9 +69,9 @@ def too_short(case):
 def no_detections(case):
     """Validation mAP never left 0, while the loss fell by half."""
     quality, losses = _measured(case.history, "val_mAP"), _measured(case.history, "loss")
-    if len(quality) < FEWEST_EPOCHS or max(value for _, value in quality) > 0.005:
+    if min(len(quality), len(losses)) < FEWEST_EPOCHS or max(value for _, value in quality) > 0.005:
         return None
-    fell = 1.0 - losses[-1][1] / losses[0][1]
+    fell = 1.0 - losses[-1][1] / max(losses[0][1], 1e-12)
     if fell < 0.5:
         return None
     return Verdict(

@@ -98,6 +98,7 @@ def rate_too_low(case):
     if ratio > 10 * TINY or clipped or len(norms) and not norms.any():
         return None
     whole = ratio * ended if ended else None
+    usual = "2.0e-3" if live.adaptive else "1.0e-2"
     sure = ratio < 0.1 * TINY or ratio < TINY and whole is not None and whole < 0.05
     return Verdict(
         0.9 if sure else 0.7 if ratio < TINY else 0.45,
@@ -112,8 +113,8 @@ def rate_too_low(case):
             else f"over all {ended} steps the weights could change by {whole:.2g} of themselves",
         ),
         Remedy(
-            "Raise the learning rate: 1e-3 for Adam and its kin.",
-            settings=("training.learning_rate=2.0e-3",),
+            f"Raise the learning rate to {usual}, to begin with.",
+            settings=(f"training.learning_rate={usual}",),
             part="optimizer",
         ),
     )  # fmt: skip
@@ -194,7 +195,7 @@ def clipping_too_strict(case):
     if hit < 0.9 or factor < 20:
         return None
     return Verdict(
-        (0.65 if live.adaptive else 0.9) if factor > 500 else 0.45,
+        0.9 if factor > 500 and not live.adaptive else 0.45,
         (
             Observation("steps that are clipped", f"{hit:.0%}", "< 30 %"),
             Observation("usual norm of a gradient by what it is clipped to", f"{factor:.3g} times", "< 1"),

@@ -19,6 +19,7 @@ SUMMED = 1.5  # part of the batch twice over part of the batch: 1 where it is a 
 DILUTED = 0.2  # price of a positive cell over that of a negative one, before coefficients
 OUTWEIGHED = 8.0  # price of a negative cell over that of a positive one
 JUMP = 30.0  # price of a cell without objects over that with one object's up to nine cells
+HALF = 0.6  # objectness that a perfect cell is trained to, below which it is told both
 UNEQUAL = 1.25  # prices that should be the same
 SCALES_APART = 12.0  # price of a cell of one scale over that of another, whatever the normalizer
 OWNING, NOTHING = 0.9, 0.01  # share of the gradient that a part has at the start, of those that concern objects
@@ -326,21 +327,36 @@ def mixed_by_broadcast(case):
     )
 
 
-@rule("MG620", "Cells with an object are also trained to have none", group="loss", stage="batch")
+@rule(
+    "MG620", "Cells with an object are also trained to have none", group="loss", stage="batch",
+    explains=("MG602", "MG609", "MG618"),
+)  # fmt: skip
 def masks_overlap(case):
-    """Raising objectness in cells with an object alone raises the part of the cells without."""
+    """Raising objectness in cells with an object alone raises the part of the cells without, or at last their own."""
     seen = case.examined(responses.examine)
-    if seen is None or not seen.overlap > 0.02:
+    if seen is None:
+        return None
+    wanted = _wanted_objectness(seen.object) if boxes_are_read_right(case) else 1.0
+    if not seen.overlap > 0.02 and not wanted < HALF:
         return None
     return Verdict(
         0.9,
-        (Observation("share of the cells with an object that count as cells without", short(seen.overlap), "0"),),
-        ("no other cell changed: the two masks overlap; a heavy coefficient would not do that",),
+        (
+            Observation("share of the cells with an object that count as cells without", short(seen.overlap), "0"),
+            Observation("objectness at which a perfect cell costs least", short(wanted), "0.9 to 1"),
+        ),
+        ("no other cell changed: both answers are asked of the same cells; a heavy coefficient would not do that",),
         Remedy(
             "Positive, negative and ignored cells have to be a partition: negative = ~positive & ~ignored.",
             part="criterion",
         ),
     )
+
+
+def _wanted_objectness(curve) -> float:
+    """The target that the costs of certain answers have, by their slopes at both ends; 1 where they have none."""
+    fall, rise = curve[0] - curve[1], curve[-1] - curve[-2]
+    return float(fall / (fall + rise)) if fall > 0.0 and rise > 0.0 else 1.0
 
 
 @rule("MG621", "What is minimized is not the sum of the parts that are shown", group="loss", stage="batch")

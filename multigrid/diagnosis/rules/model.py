@@ -109,10 +109,13 @@ def saturated_outputs(case):
 
 @rule(
     "MG706", "Loss and decoder read the channels in another order", group="model", stage="batch",
-    explains=("MG622", "MG623"),
+    explains=("MG314", "MG609", "MG622", "MG623"),
 )  # fmt: skip
 def channels_exchanged(case):
     """Width and height, x and y, or classes are exchanged between what is trained and what is decoded."""
+    trip = case.examined(roundtrip.examine)
+    if trip is not None and roundtrip.sides_are_exchanged(trip):
+        return _exchanged_in_targets(trip)
     seen, asked = case.examined(roundtrip.examine_readings), case.examined(responses.examine)
     if seen is None:
         return None
@@ -136,6 +139,18 @@ def channels_exchanged(case):
     )  # fmt: skip
 
 
+def _exchanged_in_targets(trip) -> Verdict:
+    return Verdict(
+        0.95,
+        (
+            Observation("error of the encoded sides, as ln", round(trip.size_error, 3), "0"),
+            Observation("the same with width and height exchanged", round(trip.crossed, 3), "not smaller"),
+        ),
+        (f"centres are right, to {trip.distance:.2f} cells: rows and columns are not exchanged",),
+        Remedy("Write width before height into the targets.", part="criterion", where="criterion.encode"),
+    )
+
+
 @rule("MG707", "A feature map does not reach its grid", group="model", stage="batch")
 def map_does_not_arrive(case):
     """A grid that says the same everywhere while others do not, or a convolution that reads none of what it joins."""
@@ -156,8 +171,9 @@ def map_does_not_arrive(case):
 
 
 @rule(
-    "MG708", "A convolution starts with filters that are all alike", group="model", stage="static", explains=("MG707",)
-)  # fmt: skip
+    "MG708", "A convolution starts with filters that are all alike", group="model", stage="static",
+    explains=("MG707", "MG751"),
+)  # fmt: skip  # fmt: skip
 def filters_alike(case):
     """Zero or identical filters get identical gradients, and stay alike."""
     seen = case.examined(start.examine_kernels)
@@ -169,7 +185,7 @@ def filters_alike(case):
             Observation("kernels of zeros", list(seen.zero), "none"),
             Observation("kernels with identical filters", list(seen.identical), "none"),
         ),
-        ("output layers, where zeros would do no harm, are left out",),
+        ("output layers, where zeros alone would do no harm, are left out",),
         Remedy(
             "Initialize these kernels at random.", part="detector", where=", ".join((*seen.zero, *seen.identical)[:3])
         ),

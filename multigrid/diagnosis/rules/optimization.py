@@ -45,7 +45,8 @@ def setting_not_reached(case):
     if not found:
         return None
     foreign = "train" not in case.samples and all(one.key.startswith(OF_DATA) for one in found)
-    own = case.keeps_compilation or foreign
+    brought = case.own_detector and all(one.key.startswith(("loss.", "model.")) for one in found)
+    own = case.keeps_compilation or foreign or brought
     first = found[:6]
     return Verdict(
         0.75,  # who changed it may have wanted it: what it does is another rule's to say

@@ -6,6 +6,7 @@ import numpy as np
 
 from multigrid.diagnosis.examinations import order, pixels
 from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
+from multigrid.models.blocks import BACKBONE, blocks_of
 
 TOO_LARGE = 1.5  # of a value that the backbone is given, where 1 is white
 TOO_SMALL = 0.2  # likewise, where an image has white
@@ -27,7 +28,10 @@ def values_too_large(case):
     found = case.examined(pixels.received)
     if found is None or not found.plainly or found.high < TOO_LARGE:
         return None
-    return _of_values(found, "1: images are scaled to 0..1 before the backbone", "Scale images to 0..1 once.")
+    own = BACKBONE in blocks_of(case.detector)  # which may want what Darknet does not
+    return _of_values(
+        found, "1: images are scaled to 0..1 before the backbone", "Scale images to 0..1 once.", 0.45 if own else 0.85
+    )
 
 
 @rule("MG902", "The backbone is given values near 0", group="pipeline", stage="batch", explains=("MG408", "MG903"))
@@ -41,10 +45,9 @@ def values_too_small(case):
     return _of_values(found, "0.5 to 1: images are scaled to 0..1 once", "Scale images to 0..1 once, not twice.")
 
 
-def _of_values(found: pixels.Received, reference: str, advice: str) -> Verdict:
+def _of_values(found: pixels.Received, reference: str, advice: str, confidence: float = 0.85) -> Verdict:
     seen = [Observation("greatest value that the backbone is given", float(f"{found.high:.3g}"), reference)]
     why = ["measured on the layers before the backbone, before any update: no weight can have caused it"]
-    confidence = 0.85
     if found.distance is not None:
         seen.append(
             Observation(
@@ -162,9 +165,14 @@ def data_too_slow(case):
         (Observation("share of a step that its batch takes", round(share, 2), "below 0.1 with workers"),
          Observation("seconds for a batch", round(float(np.median(waited)), 3), "less than a step")),
         ("measured one after the other; workers hide a part of it",),
-        Remedy("Keep images in memory, use more workers.", settings=("data.cache=true", "data.workers=4")),
+        Remedy("Keep images in memory, use more workers.",
+               settings=("data.cache=true", f"data.workers={max(4, _workers(case))}")),
         hygiene=True,
     )  # fmt: skip
+
+
+def _workers(case) -> int:
+    return case.config.data.workers if case.config is not None else 0
 
 
 @rule(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from multigrid.diagnosis.examinations import anchors_fit, claims, roundtrip
+from multigrid.diagnosis.examinations.roundtrip import NEAR
 from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
 from multigrid.diagnosis.rules.telling import ROUGH
 
@@ -13,7 +14,6 @@ GOOD_FIT = 0.45  # mean IoL from which the anchors would fit once they are multi
 BETTER = 0.12  # by how much another size of all anchors would raise the mean IoL
 SPREAD = 0.04  # of the boxes' centres; below, it is the boxes that are in another unit
 USABLE = 0.8  # share of boxes in their image; below, it is the boxes that are wrong
-NEAR = 0.05  # cells: an error of the round trip that is none
 SAME = 0.15  # how far an error may be from a whole number of cells or a power of two
 # what follows, in the loss and behind it, where cells should say something else than the truth
 CONSEQUENCES = ("MG604", "MG606", "MG607", "MG609", "MG617", "MG618", "MG622", "MG623", "MG803", "MG807")
@@ -188,7 +188,7 @@ def no_round_trip(case):
     seen = case.examined(roundtrip.examine)
     if seen is None or (seen.distance < NEAR and seen.size_error < NEAR):
         return None
-    crossed = seen.distance < NEAR and seen.crossed < 0.2 * seen.size_error
+    crossed = roundtrip.sides_are_exchanged(seen)
     what = "with width and height exchanged the sizes are right" if crossed else "no exchange, shift or factor mends it"
     return Verdict(
         0.9 if crossed else 0.7,
