@@ -14,7 +14,8 @@ from small_runs import make_config
 from multigrid.data.images import Letterbox
 from multigrid.detection.decode import DecodeGrids
 from multigrid.detection.suppression import Suppression
-from multigrid.diagnosis.examinations import oracle
+from multigrid.diagnosis.examinations import modes, oracle
+from multigrid.diagnosis.examinations.coverage import is_norm
 from multigrid.diagnosis.examinations.outputs import as_array
 from multigrid.diagnosis.rules import evaluation
 from multigrid.training.trainer import MultiGridTrainer
@@ -165,6 +166,40 @@ def test_scores_without_objectness_are_named(trainer):
     decode = ClassScores(detector.anchors, detector.strides, **options)
     with predicting(trainer, model=keras.Model(detector.input, decode(detector.outputs))) as case:
         assert first(case, ORACLE) == "MG808"
+
+
+def settle(case, norms) -> None:
+    """BatchNorm with the statistics of the weights as they are."""
+    momenta = [norm.momentum for norm in norms]
+    modes._count_anew(case, norms)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+@pytest.mark.parametrize(("change", "said"), [("none", False), ("statistics", True), ("kernels", False)])
+def test_statistics_that_do_not_fit_are_told_from_weights_that_do_not(trainer, change, said):
+    norms = [layer for layer in trainer.detector._flatten_layers() if is_norm(layer)]
+    kernels = [layer.kernel for layer in trainer.detector._flatten_layers() if hasattr(layer, "kernel")]
+    variables = [variable for norm in norms for variable in (norm.moving_mean, norm.moving_variance)] + kernels
+    kept = [(variable, variable.numpy()) for variable in variables]
+    with case_with(trainer) as case:
+        case.step, case.history = 500, [{"epoch": 1}]
+        try:
+            settle(case, norms)
+            if change == "statistics":
+                for norm in norms[-6:]:
+                    norm.moving_variance.assign(norm.moving_variance / 30.0)
+            if change == "kernels":
+                for kernel in kernels[-6:]:
+                    kernel.assign(3.0 * kernel)
+                settle(case, norms)
+            verdict = evaluation.statistics_do_not_fit.function(case)
+            case.step = 20  # so early they may be what they began with
+            assert evaluation.statistics_do_not_fit.function(case) is None
+        finally:
+            for variable, value in kept:
+                variable.assign(value)
+    assert (verdict is not None) == said
 
 
 def test_a_predictor_that_cannot_be_asked_is_left_alone(trainer):

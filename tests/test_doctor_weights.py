@@ -185,15 +185,6 @@ def test_weights_that_are_not_finite(case):
     assert named(case)["MG409"] == 1.0
 
 
-def test_filters_that_are_all_the_same(case):
-    kernel = case.detector.get_layer("head_16_conv").kernel
-    kernel.assign(np.zeros(kernel.shape))
-    assert named(case)["MG410"] > 0.8
-    case.results.clear()
-    kernel.assign(np.broadcast_to(np.random.default_rng(0).normal(size=(*kernel.shape[:3], 1)), kernel.shape))
-    assert named(case)["MG410"] > 0.8
-
-
 def test_images_that_are_scaled_otherwise_than_the_weights_expect(case):
     healthy = case.examined(activity.scalings)
     assert min(healthy, key=healthy.get) in ("as it is", "0 to 1")

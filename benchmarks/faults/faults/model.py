@@ -88,7 +88,7 @@ def scale_has_no_signal(making, strides):
     making.change("detector", change)
 
 
-@fault("M08", "model", "B", (STRIDES, (16, FINEST)), ("MG708", "MG410", "MG707"), further=True)
+@fault("M08", "model", "B", (STRIDES, (16, FINEST)), ("MG708", "MG707"), further=True)
 def layers_begin_at_zero(making, strides):
     """The last two layers before the grids of these strides, so that neither gets a gradient through the other."""
 

@@ -97,35 +97,18 @@ class Tensors:
         non_finite: paths of the variables that hold NaN or infinity.
         norms: BatchNorm layers.
         untouched: names of those whose statistics are exactly (0, 1), so that they have counted nothing.
-        zero: paths of kernels, not of the output grids, that are all 0.
-        identical: paths of kernels whose filters are all the same.
     """
 
     non_finite: tuple[str, ...]
     norms: int
     untouched: tuple[str, ...]
-    zero: tuple[str, ...]
-    identical: tuple[str, ...]
 
 
 def tensors(case) -> Tensors:
     """The live weights of a `Case`."""
     norms = [layer for layer in layers_with_weights(case.detector) if is_norm(layer)]
-    non_finite, zero, identical = [], [], []
-    for variable in case.detector.weights:
-        values = np.asarray(ops.convert_to_numpy(variable))
-        if not np.isfinite(values).all():
-            non_finite.append(variable.path)
-        elif values.ndim >= 2 and not block_of(variable.path).startswith("grid_"):
-            filters = values.reshape(-1, values.shape[-1])
-            if not filters.any():
-                zero.append(variable.path)
-            elif filters.shape[1] > 2 and np.ptp(filters, axis=1).max() <= 1e-6 * np.abs(filters).max():
-                identical.append(variable.path)
-    return Tensors(
-        tuple(non_finite), len(norms), tuple(layer.name for layer in norms if _untouched(layer)), tuple(zero),
-        tuple(identical),
-    )  # fmt: skip
+    wrong = [one.path for one in case.detector.weights if not np.isfinite(ops.convert_to_numpy(one)).all()]
+    return Tensors(tuple(wrong), len(norms), tuple(layer.name for layer in norms if _untouched(layer)))
 
 
 @dataclass(frozen=True)

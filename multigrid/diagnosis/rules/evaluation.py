@@ -1,11 +1,14 @@
-"""Causes in decoding, suppression and metric: the perfect answer is given to the live predictor, and what it finds is
-compared with the truth."""
+"""Causes in decoding, suppression, metric and inference.
+
+The perfect answer is given to the live predictor, and what it finds is compared with the truth.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from multigrid.diagnosis.examinations import oracle, roundtrip, steadiness
+from multigrid.diagnosis.examinations import modes, oracle, roundtrip, steadiness
+from multigrid.diagnosis.examinations.coverage import is_norm
 from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
 from multigrid.diagnosis.rules.telling import defaults_for
 
@@ -16,6 +19,8 @@ NEAR = 0.02  # of an image's side: labels that are nearer to the batches' object
 HIGH_THRESHOLD = 0.05
 UNSTEADY = 1e-3
 OTHER_NETWORK = 0.02
+APART = 1.3  # times the loss of training that the moving statistics' loss may be; 0.98 to 1.05 in healthy runs
+UNSETTLED = 0.02  # share of the first statistics that is left
 
 
 @rule("MG801", "The score threshold hides detections from the metric", group="evaluation", stage="evaluation")
@@ -228,6 +233,41 @@ def other_network(case):
         ("both went through the predictor's decoder, so that decoding is not the cause",),
         Remedy("Make the predictor of the detector that trains, with its weights of now.", part="predictor"),
     )
+
+
+@rule(
+    "MG810", "BatchNorm's moving statistics do not fit the weights", group="evaluation", stage="run",
+    explains=("MG408", "MG903", "MG953"),
+)  # fmt: skip
+def statistics_do_not_fit(case):
+    """The loss is far higher with the moving statistics than with those of the batch, and counting anew mends it."""
+    if not _has_settled(case):
+        return None
+    seen = case.examined(modes.examine)
+    if seen.gap < APART or seen.healed > 1.0 + 0.4 * (seen.gap - 1.0):
+        return None
+    return Verdict(
+        0.9 if seen.gap > 2.0 * APART else 0.6,
+        (
+            Observation("loss of training images as validation computes it, over that of training", seen.gap, "1"),
+            Observation("the same with statistics that were counted anew", seen.healed, "no better"),
+        ),
+        (
+            f"weights and images are the same for both; counting was on {modes.PASSES} batches of the training",
+            "after these steps nothing is left of the statistics that a training begins with",
+        ),
+        Remedy(
+            "Count them anew: call the detector with training=True on some batches. Then look for what changes weights "
+            "or statistics alone: a file that is loaded in part, an average of the weights.",
+            part="detector",
+        ),
+    )
+
+
+def _has_settled(case) -> bool:
+    """Whether BatchNorm has seen so many steps that its statistics are those of these weights."""
+    momenta = [layer.momentum for layer in case.detector._flatten_layers() if is_norm(layer) and layer.trainable]
+    return bool(momenta) and max(momenta) ** case.step < UNSETTLED
 
 
 def _what_differs(seen) -> str:

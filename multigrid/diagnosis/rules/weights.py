@@ -193,30 +193,6 @@ def weights_not_finite(case):
     )
 
 
-@rule(
-    "MG410",
-    "Filters of a layer are all the same",
-    group="weights",
-    stage="static",
-    explains=("MG402", "MG659", "MG751"),
-)
-def same_filters(case):
-    """A kernel of zeros, or of one filter many times, whose channels can never differ."""
-    seen = case.examined(coverage.tensors)
-    wrong = [*seen.zero, *seen.identical]
-    if not wrong:
-        return None
-    return Verdict(
-        0.9,
-        (
-            Observation("kernels of zeros", len(seen.zero), "0"),
-            Observation("of equal filters", len(seen.identical), "0"),
-        ),
-        (f"first {wrong[0]}: its channels have equal values and equal gradients, and what is before it has none",),
-        Remedy("Initialize kernels at random, he_normal for instance.", part="detector", where=wrong[0]),
-    )
-
-
 def _reload(found) -> Remedy:
     return Remedy(
         "Load the file with multigrid.models.weights.load_weights, which refuses what does not fit, and change no "
