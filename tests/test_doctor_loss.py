@@ -7,22 +7,22 @@ from small_cases import case_with, first, rules_of, verdicts
 from small_runs import make_config
 
 from multigrid.diagnosis.examinations import gradients, relations, responses, roundtrip
-from multigrid.diagnosis.rules import loss, loss_functions
+from multigrid.diagnosis.rules import balance, loss, loss_functions, masks
 from multigrid.training.trainer import MultiGridTrainer
 
-RULES = rules_of(loss, loss_functions)
+RULES = rules_of(loss, masks, balance, loss_functions)
 # what a rule asks takes a second or so: each fault is put to those that could take it for theirs
 WEIGHTS = [
-    loss.positives_are_diluted, loss.negatives_outweigh, loss.negatives_do_not_count, loss.masks_overlap,
-    loss.scales_apart, loss_functions.smoothed_too_much, loss_functions.focal_out_of_proportion,
+    balance.positives_are_diluted, balance.negatives_outweigh, balance.negatives_do_not_count, masks.masks_overlap,
+    balance.scales_apart, loss_functions.smoothed_too_much, loss_functions.focal_out_of_proportion,
     loss_functions.applied_twice, loss_functions.logits_as_probabilities, loss_functions.class_weights_are_wrong,
 ]  # fmt: skip
 RELATIONS = [
-    loss.sum_instead_of_mean, loss.divided_by_image, loss.not_masked, loss.nothing_is_ignored,
-    loss.too_much_is_ignored, loss.mixed_by_broadcast, loss.total_is_another, loss_functions.deaf_part,
+    loss.sum_instead_of_mean, loss.divided_by_image, masks.not_masked, masks.nothing_is_ignored,
+    masks.too_much_is_ignored, loss.mixed_by_broadcast, loss.total_is_another, loss_functions.deaf_part,
 ]  # fmt: skip
 GRADIENTS = [
-    loss.unprotected_divisor, loss.part_out_of_proportion, loss_functions.gradient_through_mask,
+    loss.unprotected_divisor, balance.part_out_of_proportion, loss_functions.gradient_through_mask,
     loss_functions.degenerate_boxes,
 ]  # fmt: skip
 READINGS = [loss_functions.loss_reads_otherwise, loss_functions.not_smallest_at_truth]
@@ -139,7 +139,7 @@ def test_weights_of_classes_follow_their_frequency_or_are_named(trainer):
 
 def test_a_collapse_is_foretold_from_prices_and_the_share_of_positive_cells(trainer):
     with case_with(trainer, no_object_scale=100.0) as case:
-        verdict = loss.negatives_outweigh.function(case)
+        verdict = balance.negatives_outweigh.function(case)
         seen = case.examined(responses.examine)
     # one unit of a logit costs 1 / images in both kinds of cell, and 100 times that with the coefficient
     assert seen.negative_unit == pytest.approx(seen.positive_unit, rel=1e-3)
@@ -154,9 +154,9 @@ def test_the_remedy_is_a_setting_only_where_the_config_asks_for_the_value(traine
         update={"loss": trainer.config.loss.model_copy(update={"no_object_scale": 100.0})}
     )
     with case_with(trainer, no_object_scale=100.0, config=wrong) as case:
-        assert loss.negatives_outweigh.function(case).remedy.settings == ("loss.no_object_scale=1",)
+        assert balance.negatives_outweigh.function(case).remedy.settings == ("loss.no_object_scale=1",)
     with case_with(trainer, no_object_scale=100.0) as case:
-        remedy = loss.negatives_outweigh.function(case).remedy
+        remedy = balance.negatives_outweigh.function(case).remedy
     assert remedy.settings == () and remedy.part == "criterion"
 
 

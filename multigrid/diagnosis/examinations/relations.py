@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,12 @@ class Relations:
     deaf: tuple
     twice: dict
     ignored_share: float
+
+    @property
+    def ignores_too_much(self) -> bool:
+        """Whether cells without an object go free far from any, or in great number."""
+        far = math.isfinite(self.far_price) and self.empty_price > 0.0 and self.far_price < 0.5
+        return far or self.ignored_share > 0.12
 
 
 def examine(case) -> Relations | None:

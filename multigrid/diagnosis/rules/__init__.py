@@ -7,6 +7,7 @@ evaluation, MG9xx pipeline.
 from multigrid.diagnosis.finding import Rule
 from multigrid.diagnosis.rules import (
     augmentation,
+    balance,
     dynamics,
     evaluation,
     freezing,
@@ -15,6 +16,7 @@ from multigrid.diagnosis.rules import (
     learning_rate,
     loss,
     loss_functions,
+    masks,
     model,
     optimization,
     pipeline,
@@ -24,8 +26,8 @@ from multigrid.diagnosis.rules import (
 )
 
 MODULES = (
-    labels, places, augmentation, targets, weights, freezing, optimization, learning_rate, loss, loss_functions, model,
-    dynamics, evaluation, pipeline, history,
+    labels, places, augmentation, targets, weights, freezing, optimization, learning_rate, loss, masks, balance,
+    loss_functions, model, dynamics, evaluation, pipeline, history,
 )  # fmt: skip
 RULES = tuple(
     sorted(
