@@ -168,6 +168,21 @@ def test_boxes_of_images_at_random_belong_to_other_images(trainer):
     assert "upside down" in " ".join(found.causes[0].verdict.why)
 
 
+def test_boxes_of_a_part_of_the_images_belong_to_other_images(trainer):
+    """The first two thirds are right, so that on the whole boxes lie where something is."""
+
+    def partly(samples):
+        first = 2 * len(samples) // 3
+        turned = [*samples[first + 3 :], *samples[first : first + 3]]
+        return [*samples[:first], *(with_boxes(one, other.boxes, other.classes)
+                                    for one, other in zip(samples[first:], turned, strict=True))]  # fmt: skip
+
+    case = spoilt(trainer, samples=partly)
+    assert case.examined(placement.of_samples).lies_well
+    verdict = places.shuffled_pairs.function(case)
+    assert verdict.confidence == 0.85 and "upside down" in verdict.why[0]
+
+
 def test_the_images_of_sound_data_show_their_boxes(trainer):
     found = placement.of_samples(Case.of(trainer))
     assert found.lies_well and found.winner is None and found.mixed is None
