@@ -29,9 +29,9 @@ def made(name, says, stage="static", explains=()):
     return rule(name, f"Cause {name}", group="loss", stage=stage, explains=explains)(lambda case: says)
 
 
-def found(name, confidence, explains=(), hygiene=False):
+def found(name, confidence, explains=(), hygiene=False, explains_here=()):
     one = verdict(confidence)
-    one = Verdict(one.confidence, one.seen, one.why, one.remedy, hygiene)
+    one = Verdict(one.confidence, one.seen, one.why, one.remedy, hygiene, explains_here)
     return Finding(made(name, None, explains=explains), one)
 
 
@@ -56,6 +56,12 @@ def test_what_another_cause_explains_comes_after_it_however_sure_it_is():
 def test_a_mere_possibility_explains_nothing():
     order = ranked([found("MG1", 0.95), found("MG2", LIKELY - 0.01, explains=("MG1",))])
     assert [one.consequence_of for one in order] == [None, None]
+
+
+def test_a_verdict_explains_more_than_its_rule_unless_it_is_mere_hygiene():
+    for hygiene, cause in ((False, "MG2"), (True, None)):
+        order = ranked([found("MG1", 0.95), found("MG2", 0.6, hygiene=hygiene, explains_here=("MG1",))])
+        assert {one.id: one.consequence_of for one in order}["MG1"] == cause
 
 
 def test_causes_that_explain_each_other_both_stay():

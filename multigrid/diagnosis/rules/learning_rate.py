@@ -23,7 +23,7 @@ SETTLED = 5  # updates before which nothing is said
 
 @rule(
     "MG501", "The learning rate is too high", group="optimization", stage="training",
-    explains=("MG505", "MG519", "MG656", "MG657", "MG650", "MG651", "MG750", "MG751", "MG752"),
+    explains=("MG519", "MG656", "MG657", "MG650", "MG651", "MG750", "MG751", "MG752"),
 )  # fmt: skip
 def rate_too_high(case):
     """Training goes wrong, and does not with a tenth of the rate."""
@@ -56,9 +56,7 @@ def rate_too_high(case):
     )
 
 
-@rule(
-    "MG502", "The training has no warm-up", group="optimization", stage="training", explains=("MG501", "MG505", "MG519")
-)
+@rule("MG502", "The training has no warm-up", group="optimization", stage="training", explains=("MG501", "MG519"))
 def no_warmup(case):
     """The first steps are made at the highest rate, and go wrong; with a rise they do not."""
     course, live = case.course, case.examined(settings.optimization)
@@ -85,7 +83,7 @@ def no_warmup(case):
     )
 
 
-@rule("MG504", "The learning rate is too low", group="optimization", stage="training", explains=("MG505", "MG519"))
+@rule("MG504", "The learning rate is too low", group="optimization", stage="training", explains=("MG519",))
 def rate_too_low(case):
     """Gradients are there, and hardly anything moves."""
     course, live = case.course, case.examined(settings.optimization)
@@ -122,7 +120,7 @@ def rate_too_low(case):
 
 @rule(
     "MG506", "The head learns at far too high a rate", group="optimization", stage="training",
-    explains=("MG501", "MG505", "MG519", "MG656", "MG657", "MG650", "MG651", "MG750", "MG752"),
+    explains=("MG501", "MG519", "MG656", "MG657", "MG650", "MG651", "MG750", "MG752"),
 )  # fmt: skip
 def head_too_fast(case):
     """Training goes wrong in the head, and does not if the head alone is slowed."""

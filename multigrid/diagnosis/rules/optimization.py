@@ -35,6 +35,14 @@ def warmup_too_long(case):
     )
 
 
+CONSEQUENCES = {  # of a setting that is another than the config says: what that other value does
+    "training.learning_rate": ("MG501", "MG502", "MG504", "MG519"),
+    "training.head_lr_multiplier": ("MG506",),
+    "training.weight_decay": ("MG509", "MG510"),
+    "training.momentum": ("MG511",),
+    "training.max_grad_norm": ("MG507", "MG508"),
+    "training.ema": ("MG518",),
+}
 OF_DATA = ("data.", "augmentation.", "model.input_size", "training.batch_size")  # settings of the batches
 
 
@@ -63,6 +71,7 @@ def setting_not_reached(case):
             where=first[0].key,
         ),
         hygiene=own,
+        explains=tuple(id for one in found for id in CONSEQUENCES.get(one.key, ())),
     )
 
 
@@ -92,7 +101,7 @@ def decays_norms(case):
     )
 
 
-@rule("MG510", "The weight decay is far too large", group="optimization", stage="static", explains=("MG509", "MG505"))
+@rule("MG510", "The weight decay is far too large", group="optimization", stage="static", explains=("MG509",))
 def decay_too_large(case):
     """Decay alone shrinks the kernels faster than gradients can hold them."""
     live = case.examined(settings.optimization)
@@ -119,7 +128,7 @@ def decay_too_large(case):
 
 @rule(
     "MG511", "Momentum makes the steps far larger and later than the learning rate says", group="optimization",
-    stage="static", explains=("MG501", "MG504", "MG505"),
+    stage="static", explains=("MG501", "MG504"),
 )  # fmt: skip
 def momentum_wrong(case):
     """A momentum, or beta 1, next to 1."""
