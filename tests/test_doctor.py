@@ -29,9 +29,9 @@ def made(name, says, stage="static", explains=()):
     return rule(name, f"Cause {name}", group="loss", stage=stage, explains=explains)(lambda case: says)
 
 
-def found(name, confidence, explains=(), hygiene=False, explains_here=()):
+def found(name, confidence, explains=(), hygiene=False, consequences=()):
     one = verdict(confidence)
-    one = Verdict(one.confidence, one.seen, one.why, one.remedy, hygiene, explains_here)
+    one = Verdict(one.confidence, one.seen, one.why, one.remedy, hygiene, consequences)
     return Finding(made(name, None, explains=explains), one)
 
 
@@ -60,7 +60,7 @@ def test_a_mere_possibility_explains_nothing():
 
 def test_a_verdict_explains_more_than_its_rule_unless_it_is_mere_hygiene():
     for hygiene, cause in ((False, "MG2"), (True, None)):
-        order = ranked([found("MG1", 0.95), found("MG2", 0.6, hygiene=hygiene, explains_here=("MG1",))])
+        order = ranked([found("MG1", 0.95), found("MG2", 0.6, hygiene=hygiene, consequences=("MG1",))])
         assert {one.id: one.consequence_of for one in order}["MG1"] == cause
 
 

@@ -52,7 +52,7 @@ class Verdict:
         why: the tests that tell it from its look-alikes, each with its result.
         remedy: what mends it.
         hygiene: whether it may do no harm here, so that nothing has to be done.
-        explains: further rules, beside those of the rule itself, whose causes are consequences here.
+        consequences: further rules, beside those of the rule itself, whose causes are consequences here.
     """
 
     confidence: float
@@ -60,7 +60,7 @@ class Verdict:
     why: tuple[str, ...]
     remedy: Remedy
     hygiene: bool = False
-    explains: tuple[str, ...] = ()
+    consequences: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def ranked(findings: list[Finding]) -> list[Finding]:
     cause_of = {
         consequence: finding.id
         for finding in sorted(sure.values(), key=lambda one: one.verdict.confidence)
-        for consequence in (*finding.rule.explains, *(() if finding.verdict.hygiene else finding.verdict.explains))
+        for consequence in (*finding.rule.explains, *(() if finding.verdict.hygiene else finding.verdict.consequences))
         if consequence != finding.id
     }
     explained = [

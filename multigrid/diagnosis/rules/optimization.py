@@ -71,7 +71,7 @@ def setting_not_reached(case):
             where=first[0].key,
         ),
         hygiene=own,
-        explains=tuple(id for one in found for id in CONSEQUENCES.get(one.key, ())),
+        consequences=tuple(id for one in found for id in CONSEQUENCES.get(one.key, ())),
     )
 
 
