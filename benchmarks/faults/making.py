@@ -147,7 +147,7 @@ class Making:
         criterion = assembly.build_criterion(config, vocabulary, trainer.samples["train"])
         detector = assembly.build_detector(config, vocabulary, self._through("criterion", criterion))
         trainer.ledgers = assembly.load_configured_weights(config, detector, required="backbone")
-        trainer.detector = detector
+        trainer.detector, trainer.own_detector = detector, False  # nobody chose what a fault changes in it
         for function in self._changes["detector"]:
             function(trainer)
         trainer.build_model()

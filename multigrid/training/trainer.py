@@ -73,7 +73,7 @@ class MultiGridTrainer:
         self.samples = {}
         self.run_dir = None
         self.ledgers = []
-        self.stages, self.keeps_compilation, self.own_detector = None, False, False
+        self.stages, self.keeps_compilation, self.own_detector = None, False, None
         self.stopped_by = None
         self._predictors = {}
         self._resumes, self._state, self._kept = False, None, {}
@@ -143,7 +143,7 @@ class MultiGridTrainer:
             InputError: weights that do not fit, or a detector that is there for other classes or anchors.
         """
         self._need_data()
-        if self.stages is None:
+        if self.own_detector is None:
             self.own_detector = self.detector is not None
         if self.detector is None:
             criterion = assembly.build_criterion(self.config, self.vocabulary, self.samples.get("train", ()))

@@ -163,8 +163,6 @@ def _of_data(case):
     for key in ("mosaic", "mixup", "mosaic_off_epochs", "multi_scale", "min_visibility"):
         if hasattr(data, key):
             yield from _compared(f"augmentation.{key}", getattr(augmentation, key), getattr(data, key))
-    if getattr(data, "shuffle", True) is False:
-        yield Difference("data: order of the training images", "drawn anew for every epoch", "always the same")
 
 
 def _of_detector(case):
