@@ -8,6 +8,7 @@ import pytest
 
 from multigrid.detection.records import RECORD
 from multigrid.evaluation.evaluator import coco_metrics
+from multigrid.evaluation.figures import figure_file, write_plain_powers
 from multigrid.evaluation.plots import (
     COLOURS,
     DPI,
@@ -117,3 +118,13 @@ def test_the_shade_of_a_confusion_is_its_share_of_the_row(tmp_path):
     shades = [[grey[int(top + (r + 0.2) * height), int(left + (c + 0.2) * width)] for c in range(3)] for r in range(3)]
     assert shades[0][0] < shades[1][2] < shades[1][1] < shades[0][1]
     assert shades[0][1] == shades[0][2] == shades[1][0] == shades[2][0] == shades[2][2]
+
+
+def test_powers_are_numbers_and_no_formulas(tmp_path):
+    with figure_file(tmp_path / "powers.png", 3.0, 2.0, 72) as figure:
+        axes = figure.subplots()
+        axes.plot([1, 2], [0.01, 100.0])
+        axes.set_yscale("log")
+        write_plain_powers(axes.yaxis)
+        figure.draw_without_rendering()
+        assert {"0.01", "1", "100"} <= {label.get_text() for label in axes.get_yticklabels()}

@@ -95,7 +95,7 @@ def _show(diagnosis, headline: str) -> None:
         for one in diagnosis.findings
     ]
     if rows:
-        report.table("Causes, the likeliest first", ("rule", "confidence", "cause", "seen at", ""), rows)
+        report.table("Findings, the likeliest first", ("rule", "confidence", "cause", "seen at", ""), rows)
     for one in diagnosis.causes:
         _show_cause(one)
     for rule, error in diagnosis.failed.items():

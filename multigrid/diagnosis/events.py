@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from multigrid.models.blocks import blocks_of
 from multigrid.training.stages import plan_stages
 
+DROPPING = ("step", "plateau")  # schedules
 DROP = 0.6  # times the rate of the step before, from which a learning rate has dropped: none falls so fast smoothly
 
 

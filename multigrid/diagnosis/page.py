@@ -15,7 +15,7 @@ from multigrid.diagnosis.examinations import funnel
 from multigrid.diagnosis.finding import Finding
 from multigrid.diagnosis.rules import RULES
 from multigrid.evaluation import html_parts as parts
-from multigrid.evaluation.figures import figure_file
+from multigrid.evaluation.figures import figure_file, write_plain_powers
 from multigrid.report import replacing, write_json
 from multigrid.training.snapshots import batch_sheet
 
@@ -166,7 +166,8 @@ def _history(diagnosis: Diagnosis) -> str:
     if len(case.history) < 2:
         return ""
     marks = [{"epoch": event.epoch, "what": event.what} for event in events.planned(case)]
-    marks += events.drops(case.history, "epoch")
+    if case.config is None or case.config.training.schedule in events.DROPPING:  # others may fall far in an epoch
+        marks += events.drops(case.history, "epoch")
     picture = _curves(case.history, "epoch", marks, ("val_mAP", "val_mAP50", "learning_rate"))
     said = "Each part of the loss, and validation, by epoch; events are marked."
     return parts.section("Epochs of the run", parts.picture(picture, said))
@@ -181,6 +182,7 @@ def _curves(rows, position: str, marks, others) -> str:
                 for name in names:
                     _plot(axes, rows, position, name)
                 axes.set(xlabel=position, yscale="log")
+                write_plain_powers(axes.yaxis)
                 axes.spines[["top", "right"]].set_visible(False)
                 for mark in marks:
                     axes.axvline(mark[position], color="0.6", linestyle=":", linewidth=1)

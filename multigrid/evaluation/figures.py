@@ -46,6 +46,12 @@ def figure_file(path, width: float, height: float, dpi: int, look: Mapping | Non
             figure.savefig(temporary)
 
 
+def write_plain_powers(axis) -> None:
+    """Ticks of a logarithmic axis as 0.01 and 100, where matplotlib would write a formula."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("")
+
+
 def shortened(name: str, longest: int) -> str:
     """A name of at most so many letters."""
     return name if len(name) <= longest else name[: longest - 1] + "…"

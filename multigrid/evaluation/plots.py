@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from multigrid.evaluation.curves import Curve
-from multigrid.evaluation.figures import figure_file, shortened
+from multigrid.evaluation.figures import figure_file, shortened, write_plain_powers
 from multigrid.evaluation.matching import Matches
 
 WIDTH, HEIGHT, DPI = 6.0, 4.5, 150  # inches, and dots an inch
@@ -187,6 +187,7 @@ def draw_calibration(path, calibration: dict) -> None:
         upper.legend(loc="upper left", fontsize=10)
         lower.bar(left, [one["detections"] for one in bins], width, align="edge", color=FAINT_COLOUR, edgecolor="white")
         lower.set(yscale="symlog", ylim=(0, None), xlabel="score", ylabel="detections")
+        write_plain_powers(lower.yaxis)
 
 
 def _picture(path, width: float = WIDTH, height: float = HEIGHT):
