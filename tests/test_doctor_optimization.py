@@ -262,10 +262,15 @@ def told(compiled, trainer, read):
     return tell
 
 
-def replayed(losses_by_factor):
-    """What the steps would have given with a factor; its key is the factor of a grid and of the stem at step 0."""
+def replayed(losses_by_factor, by_rate=None):
+    """What the steps would have given with a factor; its key is the factor of a grid and of the stem at step 0.
 
-    def again(factor, steps):
+    Without a factor those at other learning rates, by what they are multiplied by; None if they cannot be had.
+    """
+
+    def again(factor, steps, rate=1.0):
+        if factor is None:
+            return by_rate and a_course([by_rate[float(f"{rate:.3g}")]] * steps)
         key = (round(factor("grid_8/kernel", 0), 3), round(factor("stem_conv/kernel", 0), 3))
         return a_course([losses_by_factor.get(key, 200.0)] * steps)
 
@@ -328,6 +333,15 @@ def test_no_warm_up_is_told_from_a_rate_that_is_too_high(told):
 def test_a_rate_that_is_too_low(told):
     assert told(a_course(CALM, ratio=1e-7), learning_rate=1e-8)["MG504"] >= 0.85
     assert told(a_course(CALM, ratio=2e-4)) == {}
+
+
+def test_the_rate_that_is_advised_is_the_best_of_those_that_were_tried(compiled):
+    case = compiled(learning_rate=0.1)
+    rates = {0.003: 95.0, 0.01: 80.5, 0.03: 80.0, 0.1: 150.0}
+    case.course = a_course(WILD, ratio=0.4, grown=3.0, again=replayed({(0.1, 0.1): 90.0}, rates))
+    verdict = learning_rate.rate_too_high.function(case)
+    assert verdict.remedy.settings == ("training.learning_rate=1.00e-03",)  # 80.5 is as low as 80
+    assert "80.5 at 0.001" in verdict.why[-1]
 
 
 def test_gathered_gradients_are_no_rate_that_is_too_low(told):

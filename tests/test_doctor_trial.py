@@ -32,13 +32,14 @@ def made(draw_scenes, tmp_path_factory):
         five = case.course.steps
         case.course = trial.until(STEPS)
         slower = counterfactual.undone(case, "still", lambda path, step: 0.0, 6)
+        halved = case.course.again(None, 4, 0.5)
         traced = case.detector.train_function
         further = trial.until(STEPS + 1)
-    return case, before, five, slower, traced, further
+    return case, before, five, slower, traced, further, halved
 
 
 def test_the_course_has_a_row_for_every_step_and_looks_at_some(made):
-    case, _, five, _, _, _ = made
+    case, _, five, *_ = made
     course = case.course
     assert (five, course.steps, course.updates) == (5, STEPS + 1, STEPS + 1) and course.finite
     assert [row["step"] for row in course.rows] == list(range(1, STEPS + 2))
@@ -75,12 +76,27 @@ def test_the_highest_rate_comes_after_ten_steps_and_the_rise_of_the_optimizer_is
 
 
 def test_steps_are_made_again_with_changes_undone_and_go_on_where_they_were(made):
-    case, _, _, still, traced, further = made
+    case, _, _, still, traced, further, _ = made
     assert still.stable and still.steps == 6
     # nothing moved but the statistics: each loss is that of the untrained network, as the first one was
     assert case.course.rows[0]["loss"] == pytest.approx(case.course.looks[0]["loss"], rel=0.6)
     assert still.after != pytest.approx(still.before, rel=1e-6)
     assert traced is not None and further.rows[-1]["step"] == STEPS + 1
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="a compiled step of JAX has its learning rates in it")
+def test_steps_are_made_again_at_another_rate(made):
+    case, *_, halved = made
+    rates = [[row["learning_rate"] for row in rows] for rows in (case.course.rows[:4], halved.rows)]
+    assert rates[1] == pytest.approx([0.5 * rate for rate in rates[0]])
+    usual, slow = ([row["loss"] for row in rows] for rows in (case.course.rows[:4], halved.rows))
+    assert usual[0] == pytest.approx(slow[0], rel=1e-5) and usual[3] != pytest.approx(slow[3], rel=1e-3)
+
+
+def test_a_range_test_takes_the_smallest_rate_that_is_as_good_as_any():
+    tested = counterfactual.RangeTest((1e-3, 3e-3, 1e-2), (90.0, 70.5, 70.0), 20)
+    assert tested.best == 3e-3 and "70.5 at 0.003" in tested.words
+    assert counterfactual.RangeTest((1e-3, 3e-3), (float("inf"),) * 2, 20).best is None
 
 
 def test_a_counterfactual_needs_a_trial(made):

@@ -7,8 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from multigrid.diagnosis.examinations import settings
+
 MOST = 40  # steps
 LAST = 5  # steps at the end that are compared
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of the Adam family, that a range test tries; SGD's are ten times as high
+TESTED = 20  # steps at each
+AS_LOW = 1.03  # times the lowest loss of a range test that counts as low as that
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,46 @@ def undone(case, name: str, factor: Callable[[str, int], float], steps: int | No
     if key not in case.results:
         case.results[key] = Comparison(steps, _end(course, steps), _end(course.again(factor, steps), steps))
     return case.results[key]
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The same steps at several learning rates.
+
+    Attributes:
+        rates: highest of each training, ascending.
+        losses: at the end of it, infinite where something was not finite.
+        steps: that each made.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    steps: int
+
+    @property
+    def best(self) -> float | None:
+        """The smallest rate whose loss is about as low as that of any; None where no loss was finite."""
+        lowest = min(self.losses)
+        near = [rate for rate, loss in zip(self.rates, self.losses, strict=True) if loss <= AS_LOW * lowest]
+        return near[0] if np.isfinite(lowest) else None
+
+    @property
+    def words(self) -> str:
+        """What came out."""
+        tried = ", ".join(f"{loss:.4g} at {rate:g}" for rate, loss in zip(self.rates, self.losses, strict=True))
+        return f"the first {self.steps} steps, made at several rates, end at a loss of {tried}"
+
+
+def range_test(case) -> RangeTest | None:
+    """Makes the first steps of a trial at several learning rates; None where that cannot be done."""
+    course, live = case.course, case.examined(settings.optimization)
+    if course is None or course.again is None or not 0.0 < live.peak < np.inf:
+        return None
+    rates = tuple(rate * (1.0 if live.adaptive else 10.0) for rate in RATES)
+    made = [course.again(None, TESTED, rate / live.peak) for rate in rates]
+    if any(one is None for one in made):
+        return None
+    return RangeTest(rates, tuple(_end(one, TESTED) for one in made), TESTED)
 
 
 def _end(course, steps: int) -> float:

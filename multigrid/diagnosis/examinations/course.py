@@ -32,8 +32,10 @@ class Course:
         looks: at some steps, of one and the same batch, see `looks.Watcher.look`.
         fault: the first tensor that was not finite; None where all were.
         broken: (images, truth) of the step that was not finite; None where all were.
-        again: `(factor, steps) -> Course` makes the first steps once more from the same start with the same batches;
-            `factor(path, step)` tells what to multiply the change of a variable by. None where that cannot be done.
+        again: `(factor, steps, rate=1.0) -> Course` makes the first steps once more from the same start with the same
+            batches; `factor(path, step)` tells what to multiply the change of a variable by (None: nothing), `rate`
+            what to multiply learning rates by; None where they cannot be. The attribute is None where nothing can be
+            made again.
         trial: whether the doctor made the steps, faster up to the highest learning rate than the training will.
         events: {"step", "what"} of what changed from without, such as the beginning of a stage.
     """
@@ -105,14 +107,17 @@ class Trial:
                 course.looks.append(self.watcher.look(course.steps))
         return course
 
-    def _again(self, factor, steps: int) -> Course:
-        """The first steps once more, the change of each variable multiplied by `factor(path, step)`."""
+    def _again(self, factor, steps: int, rate: float = 1.0) -> Course | None:
+        """The first steps once more, see `Course.again`."""
         here, course = _State(self.case), Course(trial=True)
         self.start.restore()
         try:
+            if rate != 1.0 and not self.rates.scale(rate):
+                return None
             while course.steps < steps and course.finite:
                 self._step(course, factor)
         finally:
+            self.rates.scale(1.0)
             here.restore()
         return course
 

@@ -13,15 +13,17 @@ LONGEST = 1_000_000  # steps that a schedule is looked at
 
 
 class _Hastened(schedules.LearningRateSchedule):
-    """A schedule whose first `rise` steps are gone through in `RISE`, and which then goes on from there."""
+    """A schedule, times a variable, whose first `rise` steps are gone through in `RISE`, and which then goes on."""
 
     def __init__(self, schedule, rise: int):
         self.schedule, self.rise = schedule, rise
+        self.times = keras.Variable(1.0, trainable=False, dtype="float32", name="times")
 
     def __call__(self, step):
         step = ops.cast(step, "float32")
         risen = self.rise * ops.minimum((step + 1.0) / RISE, 1.0)
-        return self.schedule(ops.where(step < RISE, risen, self.rise + step - RISE))
+        later = ops.where(step < RISE, risen, self.rise + step - RISE) if self.rise > RISE else step
+        return self.times * self.schedule(later)
 
     def get_config(self) -> dict:
         return {"schedule": keras.saving.serialize_keras_object(self.schedule), "rise": self.rise}
@@ -32,9 +34,13 @@ class _Scheduled:
 
     def __init__(self, optimizer, schedule):
         self.optimizer, self.schedule = optimizer, schedule
-        rise = peak_of(schedule)[0]
-        if rise > RISE:
-            optimizer.learning_rate = _Hastened(schedule, rise)
+        self.hastened = _Hastened(schedule, peak_of(schedule)[0])
+        optimizer.learning_rate = self.hastened
+
+    def scale(self, times: float) -> bool:
+        """Multiplies all rates from now on; whether that can be done: a compiled step of JAX has its rates in it."""
+        self.hastened.times.assign(times)
+        return keras.backend.backend() != "jax"
 
     def at(self, step: int) -> None:
         """Nothing: the schedule knows."""
@@ -48,22 +54,30 @@ class _Number:
     """The pace of an optimizer whose rate is a number, that callbacks would raise to."""
 
     def __init__(self, optimizer, rises: bool):
-        self.optimizer, self.rises = optimizer, rises
+        self.optimizer, self.rises, self.times = optimizer, rises, 1.0
         self.rate = float(np.asarray(ops.convert_to_numpy(optimizer.learning_rate)))
+
+    def scale(self, times: float) -> bool:
+        """Multiplies all rates from now on; whether that can be done."""
+        self.times = times
+        return True
 
     def at(self, step: int) -> None:
         """Sets the rate of a step."""
-        if self.rises:
-            self.optimizer.learning_rate = self.rate * min(1.0, (step + 1) / RISE)
+        risen = min(1.0, (step + 1) / RISE) if self.rises else 1.0
+        self.optimizer.learning_rate = self.times * self.rate * risen
 
     def restore(self) -> None:
         """The rate as it was."""
-        if self.rises:
-            self.optimizer.learning_rate = self.rate
+        self.optimizer.learning_rate = self.rate
 
 
 class _Untouched:
     """The pace of an optimizer whose rate comes from a function of its caller's."""
+
+    def scale(self, times: float) -> bool:
+        """Whether rates can be multiplied: not these."""
+        return False
 
     def at(self, step: int) -> None:
         """Nothing."""
@@ -73,7 +87,7 @@ class _Untouched:
 
 
 def paced(optimizer, rises: bool = False):
-    """Hastens an optimizer's rise of the learning rate: an object with `at(step)` and `restore()`.
+    """Hastens an optimizer's rise of the learning rate: an object with `at(step)`, `scale(times)` and `restore()`.
 
     Args:
         optimizer: without what Keras puts around it for float16.

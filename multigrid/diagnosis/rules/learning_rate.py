@@ -7,7 +7,7 @@ import functools
 import numpy as np
 
 from multigrid.diagnosis.examinations import settings
-from multigrid.diagnosis.examinations.counterfactual import undone
+from multigrid.diagnosis.examinations.counterfactual import range_test, undone
 from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
 from multigrid.models.blocks import block_of, head_blocks
 
@@ -40,17 +40,19 @@ def rate_too_high(case):
     else:
         return None
     live = case.examined(settings.optimization)
+    rate, tested = _better_rate(case, lambda rate: rate < live.peak, live.peak * share)
     return Verdict(
         0.95 if tried.gain > 2.0 or not course.finite else 0.85,
-        (*signs, Observation("highest learning rate", live.peak, f"{live.peak * share:.3g} trains well")),
+        (*signs, Observation("highest learning rate", live.peak, f"{rate:.3g}")),
         (
             f"the same {tried.steps} steps from the same start with the same batches at {share:g} of the rate end at a "
             f"loss of {tried.after:.4g} instead of {tried.before:.4g}",
             _of_one_batch(course),
+            *tested,
         ),
         Remedy(
-            f"Lower the learning rate to {live.peak * share:.2g} or less.",
-            settings=(f"training.learning_rate={live.peak * share:.3e}",),
+            f"Lower the learning rate to {rate:.2g}.",
+            settings=(f"training.learning_rate={rate:.2e}",),
             part="optimizer",
         ),
     )
@@ -96,7 +98,7 @@ def rate_too_low(case):
     if ratio > 10 * TINY or clipped or len(norms) and not norms.any():
         return None
     whole = ratio * ended if ended else None
-    usual = "2.0e-3" if live.adaptive else "1.0e-2"
+    rate, tested = _better_rate(case, lambda rate: rate > live.peak, 2e-3 if live.adaptive else 1e-2)
     sure = ratio < 0.1 * TINY or ratio < TINY and whole is not None and whole < 0.05
     return Verdict(
         0.9 if sure else 0.7 if ratio < TINY else 0.45,
@@ -109,10 +111,11 @@ def rate_too_low(case):
             f"{len(course.looks[-1]['unmoved'])} trainable variables have not moved at all, frozen ones left out",
             "the run's length is not known" if whole is None
             else f"over all {ended} steps the weights could change by {whole:.2g} of themselves",
+            *tested,
         ),
         Remedy(
-            f"Raise the learning rate to {usual}, to begin with.",
-            settings=(f"training.learning_rate={usual}",),
+            f"Raise the learning rate to {rate:.2g}, to begin with.",
+            settings=(f"training.learning_rate={rate:.2e}",),
             part="optimizer",
         ),
     )  # fmt: skip
@@ -206,6 +209,14 @@ def clipping_too_strict(case):
         ),
         Remedy("Clip at the largest usual norm, or not.", settings=("training.max_grad_norm=1000",), part="optimizer"),
     )  # fmt: skip
+
+
+def _better_rate(case, better, otherwise: float) -> tuple[float, tuple[str, ...]]:
+    """The learning rate that trains best of those tried, and what came out; another one where none can be tried."""
+    tested = case.examined(range_test)
+    if tested is None or tested.best is None or not better(tested.best):
+        return otherwise, ()
+    return tested.best, (tested.words,)
 
 
 def _signs(course) -> tuple:
