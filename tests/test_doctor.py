@@ -16,6 +16,7 @@ from multigrid.diagnosis.finding import LIKELY, Finding, Observation, Remedy, Ru
 from multigrid.diagnosis.remedies import fitted
 from multigrid.diagnosis.rules import RULES
 from multigrid.errors import InputError
+from multigrid.training.comparison import Run
 from multigrid.training.trainer import MultiGridTrainer
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
@@ -154,6 +155,21 @@ def test_a_remedy_has_the_settings_alone_that_change_something(config, training,
     assert remedy.settings == tuple(settings[row] for row in kept)
     more = f" training.stages has the word on {said} here: change it there."
     assert remedy.text == "Mend it." + (more if said else "")
+
+
+@pytest.mark.parametrize(
+    ("weights", "monitor", "figures", "expected"),
+    [
+        (subjects.BEST, "auto", {"val_mAP": [0.0, 0.0, 0.0]}, 2),  # the first, where none is better
+        (subjects.BEST, "auto", {"val_mAP": [0.1, np.nan, 0.3]}, 6),
+        (subjects.BEST, "val_loss", {"val_loss": [9.0, 4.0, 5.0], "val_mAP": [0.1, 0.2, 0.3]}, 4),
+        (subjects.LAST, "auto", {"val_mAP": [0.3, 0.2, 0.1]}, 6),
+    ],
+)
+def test_the_weights_of_a_run_are_those_of_an_epoch(weights, monitor, figures, expected):
+    columns = {name: np.array(values) for name, values in figures.items()}
+    run = Run("a", pathlib.Path("a"), np.array([2, 4, 6]), columns, {"training.monitor": monitor})
+    assert subjects._epoch_of(weights, run) == expected
 
 
 # --- ways in --------------------------------------------------------------------------------------------------------

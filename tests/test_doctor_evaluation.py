@@ -202,6 +202,13 @@ def test_statistics_that_do_not_fit_are_told_from_weights_that_do_not(trainer, c
     assert (verdict is not None) == said
 
 
+@pytest.mark.parametrize("losses", [(np.nan, 2.0, 1.0), (1.0, np.nan, 1.0), (1.0, 2.0, np.nan), (1.0, np.inf, np.inf)])
+def test_losses_that_are_no_numbers_say_nothing_of_statistics(trainer, losses):
+    with case_with(trainer) as case:
+        case.step, case.results[modes.examine] = 500, modes.Modes(*losses)
+        assert evaluation.statistics_do_not_fit.function(case) is None
+
+
 def test_a_predictor_that_cannot_be_asked_is_left_alone(trainer):
     with predicting(trainer, model=object()) as case:
         assert verdicts(case, RULES) == {}

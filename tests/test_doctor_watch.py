@@ -116,8 +116,34 @@ def test_stages_drops_and_the_end_of_mosaic_are_events(files, tmp_path):
     ]
     rates = [2e-3, 1.9e-3, 1.8e-3, 1.8e-4, 1.8e-4]
     case.history = [{"epoch": number, "loss": 9.0, "learning_rate": rate} for number, rate in enumerate(rates, 1)]
-    assert events.drops(case.history, "epoch") == [{"epoch": 4, "what": "learning rate drops"}]
+    assert events.drops(case, case.history, "epoch") == []  # a cosine may end as steeply
+    training = config.training.model_copy(update={"schedule": "step"})
+    case.config = config.model_copy(update={"training": training})
+    assert events.drops(case, case.history, "epoch") == [{"epoch": 4, "what": "learning rate drops"}]
     assert "Epochs of the run" in page.page_of(diagnose(case, rules=[]))
+
+
+def test_after_freed_layers_the_past_is_another(files, tmp_path):
+    """Twelve epochs of 6 steps with a frozen backbone, then all layers: the higher loss is no trouble."""
+    stages = [{"epochs": 12, "freeze": "backbone"}, {"epochs": 12}]
+    trainer, watch = MultiGridTrainer(make_config(files, tmp_path / "run", {"stages": stages})), DoctorWatch()
+    watch.trainer = trainer
+    watch.set_model(trainer.build_model())
+    watch._look, troubled = (lambda: None), []
+    watch._ask = lambda *stages: troubled.append(watch.course.steps)
+    losses = [*noisy(100.0, 72), *noisy(250.0, 72)]
+    for epoch in range(24):
+        if epoch in (0, 12):
+            watch.on_train_begin()
+        watch.on_epoch_begin(epoch)
+        for batch in range(6):
+            watch.on_train_batch_begin(batch)
+            watch._logs = {}
+            watch.on_train_batch_end(batch, {"loss": losses[6 * epoch + batch] / (batch + 1)})
+    marked = {event["step"]: event["what"] for event in watch.course.events}
+    end = {114: "mosaic and mixup end"}
+    assert marked == {0: "training begins", 6: "warm-up ends", 72: "all layers train", 78: "warm-up ends"} | end
+    assert troubled == [] and watch._past_from == 114
 
 
 def test_a_training_that_goes_on_says_so(files, tmp_path):

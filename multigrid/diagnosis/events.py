@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from multigrid.diagnosis.case import Case
 from multigrid.models.blocks import blocks_of
 from multigrid.training.stages import plan_stages
 
-DROPPING = ("step", "plateau")  # schedules
-DROP = 0.6  # times the rate of the step before, from which a learning rate has dropped: none falls so fast smoothly
+DROPPING = ("step", "plateau")  # schedules; others may fall as far smoothly, at their end
+DROP = 0.6  # times the rate before, from which one has dropped
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Event:
     breaks: bool
 
 
-def planned(case) -> list[Event]:
+def planned(case: Case) -> list[Event]:
     """The changes of a case's whole training in the order in which they come; [] without a config."""
     if case.config is None:
         return []
@@ -35,7 +37,7 @@ def planned(case) -> list[Event]:
         if stage.first_epoch:
             what = f"{len(stage.frozen)} blocks frozen" if stage.frozen else "all layers train"
             found.append(Event(stage.first_epoch, what, True))
-        if stage.begins_phase and training.warmup_epochs:
+        if stage.begins_phase and training.warmup_epochs and not case.keeps_compilation:
             found.append(Event(stage.first_epoch + training.warmup_epochs, "warm-up ends", False))
     data = case.train_data
     unmixed = getattr(data, "mosaic_off_epochs", 0)
@@ -45,8 +47,16 @@ def planned(case) -> list[Event]:
     return sorted(found, key=lambda event: event.epoch)
 
 
-def drops(rows, position: str) -> list[dict]:
-    """Where the learning rate drops from one row to the next: {position, "what"}."""
+def drops(case: Case, rows: Sequence[dict], position: str) -> list[dict]:
+    """Where the learning rate drops from one row to the next: {position, "what"}; [] with a schedule that has no drops.
+
+    Args:
+        case: its config, if it has one, names the schedule.
+        rows: of steps or epochs, with "learning_rate".
+        position: what the rows are counted by, "step" or "epoch".
+    """
+    if case.config is None or case.config.training.schedule not in DROPPING:
+        return []
     rated = [row for row in rows if "learning_rate" in row]
     return [
         {position: after[position], "what": "learning rate drops"}

@@ -26,7 +26,7 @@ STAGE_WORDS = {
     "batch": "first batches through the network and the loss",
     "evaluation": "the truth through decoding, suppression and metric",
     "training": "steps of training",
-    "run": "the curves of the run",
+    "run": "the curves of the run, and its weights",
 }
 
 
@@ -155,7 +155,7 @@ def _course(diagnosis: Diagnosis) -> str:
     course = diagnosis.case.course
     if course is None or len(course.rows) < 2:
         return ""
-    marks = [*course.events, *events.drops(course.rows, "step")]
+    marks = [*course.events, *events.drops(diagnosis.case, course.rows, "step")]
     picture = _curves(course.rows, "step", marks, ("grad_norm", "learning_rate"))
     said = "Each part of the loss, and the norm of the gradients, by step; events are marked."
     return parts.section("Steps that were seen", parts.picture(picture, said))
@@ -166,8 +166,7 @@ def _history(diagnosis: Diagnosis) -> str:
     if len(case.history) < 2:
         return ""
     marks = [{"epoch": event.epoch, "what": event.what} for event in events.planned(case)]
-    if case.config is None or case.config.training.schedule in events.DROPPING:  # others may fall far in an epoch
-        marks += events.drops(case.history, "epoch")
+    marks += events.drops(case, case.history, "epoch")
     picture = _curves(case.history, "epoch", marks, ("val_mAP", "val_mAP50", "learning_rate"))
     said = "Each part of the loss, and validation, by epoch; events are marked."
     return parts.section("Epochs of the run", parts.picture(picture, said))
@@ -175,6 +174,8 @@ def _history(diagnosis: Diagnosis) -> str:
 
 def _curves(rows, position: str, marks, others) -> str:
     """Parts of the loss on the left, other figures on the right, dotted lines with a word where something changed."""
+    seen = rows[0][position], rows[-1][position]
+    marks = [mark for mark in marks if seen[0] <= mark[position] <= seen[1]]
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "curves.png"
         with figure_file(path, 9.0, 3.6, 110) as figure:

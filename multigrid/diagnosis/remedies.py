@@ -6,12 +6,13 @@ import dataclasses
 
 import yaml
 
+from multigrid.config import Config
 from multigrid.diagnosis.finding import Remedy
 
 _OF_STAGES = {"training.freeze": "freeze", "training.epochs": "epochs", "training.learning_rate": "learning_rate"}
 
 
-def fitted(remedy: Remedy, config) -> Remedy:
+def fitted(remedy: Remedy, config: Config | None) -> Remedy:
     """A remedy of a rule for one config.
 
     Args:

@@ -14,7 +14,7 @@ from multigrid.diagnosis.examinations.course import Course
 from multigrid.errors import InputError
 from multigrid.prediction.run_folder import BEST, LAST, labels_there, run_config
 from multigrid.training.bundle import STEP, read_bundle
-from multigrid.training.comparison import RESULTS, read_runs
+from multigrid.training.comparison import RESULTS, Run, monitored, read_runs
 from multigrid.training.faults import first_fault
 from multigrid.training.trainer import MultiGridTrainer
 
@@ -51,8 +51,10 @@ def of_run(run_dir: str | os.PathLike, overrides: Sequence[str] = ()) -> Case:
         settings.insert(0, f'weights="{(run_dir / LAST).absolute()}"')
     trainer = MultiGridTrainer(run_config(run_dir, settings, labels))
     case = Case.of(trainer)
-    case.history = _history(run_dir)
-    case.step = len(case.history) * len(case.train_data)
+    (run,) = read_runs([run_dir]) if (run_dir / RESULTS).is_file() else (None,)
+    case.history = _history(run)
+    if run is not None and trained and not any(word.startswith("weights=") for word in overrides):
+        case.step = _epoch_of(trained[0], run) * len(case.train_data)
     case.course = _where_it_stopped(run_dir)
     return case
 
@@ -71,11 +73,20 @@ def of_bundle(folder: str | os.PathLike) -> Case:
     return case
 
 
-def _history(run_dir: pathlib.Path) -> list[dict]:
+def _epoch_of(weights, run: Run) -> int:
+    """After which epoch of a run its weights were saved."""
+    monitor = run.settings.get("training.monitor", "auto")
+    figure = monitored([run]) if monitor == "auto" else monitor
+    if weights == LAST or not run.has(figure):
+        return int(run.epochs[-1])
+    best = np.nanargmax if figure.startswith("val_mAP") else np.nanargmin
+    return int(run.epochs[best(run.figures[figure])])
+
+
+def _history(run: Run | None) -> list[dict]:
     """The rows of results.csv; [] where no epoch was finished."""
-    if not (run_dir / RESULTS).is_file():
+    if run is None:
         return []
-    (run,) = read_runs([run_dir])
     return [
         {"epoch": int(epoch), **{name: float(values[row]) for name, values in run.figures.items()}}
         for row, epoch in enumerate(run.epochs)

@@ -12,7 +12,7 @@ from multigrid.diagnosis.examinations import settings
 MOST = 40  # steps
 LAST = 5  # steps at the end that are compared
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # of the Adam family, that a range test tries; SGD's are ten times as high
-TESTED = 20  # steps at each
+TESTED = 20  # steps at each, or more, as many as went wrong
 AS_LOW = 1.03  # times the lowest loss of a range test that counts as low as that
 
 
@@ -99,11 +99,14 @@ def range_test(case) -> RangeTest | None:
     course, live = case.course, case.examined(settings.optimization)
     if course is None or course.again is None or not 0.0 < live.peak < np.inf:
         return None
-    rates = tuple(rate * (1.0 if live.adaptive else 10.0) for rate in RATES)
-    made = [course.again(None, TESTED, rate / live.peak) for rate in rates]
-    if any(one is None for one in made):
-        return None
-    return RangeTest(rates, tuple(_end(one, TESTED) for one in made), TESTED)
+    rates, losses = tuple(rate * (1.0 if live.adaptive else 10.0) for rate in RATES), []
+    steps = max(TESTED, min(course.steps, MOST))
+    for rate in rates:
+        made = course.again(None, steps, rate / live.peak)
+        if made is None:
+            return None
+        losses.append(_end(made, steps))
+    return RangeTest(rates, tuple(losses), steps)
 
 
 def _end(course, steps: int) -> float:

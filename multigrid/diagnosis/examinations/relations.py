@@ -139,11 +139,11 @@ def _price(case, scene, image: int, cell, base) -> float:
 def _places(case, scene) -> float:
     """Two cells of an empty image at the finest scale: the last that answers for an object elsewhere, and the first."""
     base, empty = measure(case, scene), len(scene.cells) - 1
-    first = np.flatnonzero(scene.scale_of_cells == len(scene.layout.strides) - 1)[0]
-    answering = np.flatnonzero(scene.positive[:-1].any(axis=0))
+    finest = scene.scale_of_cells == len(scene.layout.strides) - 1
+    answering = np.flatnonzero(scene.positive[:-1].any(axis=0) & finest)
     if not len(answering):
         return 1.0
-    prices = [_price(case, scene, empty, [cell], base) for cell in (answering[-1], first)]
+    prices = [_price(case, scene, empty, [cell], base) for cell in (answering[-1], np.flatnonzero(finest)[0])]
     return float(max(prices) / max(min(prices), 1e-12)) if max(prices) > 0.0 else 1.0
 
 

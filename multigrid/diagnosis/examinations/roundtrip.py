@@ -89,7 +89,9 @@ def examine(case) -> RoundTrip | None:
     size, crossed = (np.log(anchor / side) + code for code in (log_size, log_size[:, ::-1]))
     farther = np.log(np.maximum(said * stride, 1e-3) / np.maximum(centre, 1e-3))
     errors = np.maximum(np.abs(away).max(axis=-1), np.abs(size).max(axis=-1))
-    worst = scale == max(set(scale.tolist()), key=lambda row: np.median(errors[scale == row]))
+    worst = scale == max(
+        set(scale.tolist()), key=lambda row: np.nan_to_num(np.median(errors[scale == row]), nan=np.inf)
+    )
     away, size, crossed, farther = (values[worst] for values in (away, size, crossed, farther))
     return RoundTrip(
         shift=np.median(away, axis=0),

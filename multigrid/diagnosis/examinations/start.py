@@ -81,7 +81,10 @@ def examine_kernels(case) -> Kernels:
     zero, identical, deaf = [], [], []
     for layer in _layers(case.detector):
         kernel = getattr(layer, "kernel", None)
-        if not isinstance(layer, keras.layers.Conv2D) or layer.name in outputs:
+        if layer.name in outputs:
+            continue
+        if not isinstance(layer, keras.layers.Conv2D):
+            zero += [one.path for one in layer.weights if len(one.shape) > 1 and not as_array(one).any()]
             continue
         filters = as_array(kernel).reshape(-1, kernel.shape[-1])
         largest = np.abs(filters).max()
@@ -100,7 +103,7 @@ def _zeros_before_zeros(detector) -> list[str]:
         grid = detector.get_layer(grid_name(stride))
         norms = [layer for layer in detector.layers if layer.name == f"head_{stride}_bn"]  # an own head has none
         if not as_array(grid.kernel).any():
-            found += [norm.gamma.path for norm in norms if not as_array(norm.gamma).any()]
+            found += [norm.gamma.path for norm in norms if norm.gamma is not None and not as_array(norm.gamma).any()]
     return found
 
 

@@ -244,7 +244,7 @@ def statistics_do_not_fit(case):
     if not _has_settled(case):
         return None
     seen = case.examined(modes.examine)
-    if seen.gap < APART or seen.healed > 1.0 + 0.4 * (seen.gap - 1.0):
+    if not (APART <= seen.gap < np.inf and seen.healed <= 1.0 + 0.4 * (seen.gap - 1.0)):
         return None
     return Verdict(
         0.9 if seen.gap > 2.0 * APART else 0.6,

@@ -98,7 +98,8 @@ def rate_too_low(case):
     if ratio > 10 * TINY or clipped or len(norms) and not norms.any():
         return None
     whole = ratio * ended if ended else None
-    rate, tested = _better_rate(case, lambda rate: rate > live.peak, 2e-3 if live.adaptive else 1e-2)
+    usual = max(2e-3 if live.adaptive else 1e-2, 10.0 * live.peak)
+    rate, tested = _better_rate(case, lambda rate: rate > live.peak, usual)
     sure = ratio < 0.1 * TINY or ratio < TINY and whole is not None and whole < 0.05
     return Verdict(
         0.9 if sure else 0.7 if ratio < TINY else 0.45,

@@ -173,7 +173,7 @@ def map_does_not_arrive(case):
 @rule(
     "MG708", "A convolution starts with filters that are all alike", group="model", stage="static",
     explains=("MG402", "MG659", "MG707", "MG751"),
-)  # fmt: skip  # fmt: skip
+)  # fmt: skip
 def filters_alike(case):
     """Zero or identical filters get identical gradients, and stay alike."""
     seen = case.examined(start.examine_kernels)

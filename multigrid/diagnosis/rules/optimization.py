@@ -13,6 +13,15 @@ LONG_RISE = 3  # epochs of warm-up that are short in a run of any length
 ADAPTIVE = (1e-5, 1.5e-2)  # learning rates of the Adam family that work
 PLAIN = (1e-4, 0.2)  # learning rates of SGD, as if without momentum times 10
 BATCH = 16  # images that a rate of SGD's is usually given for
+WHAT_OTHERS_DO = {  # of a setting that is another than the config says: what that other value does
+    "training.learning_rate": ("MG501", "MG502", "MG504", "MG519"),
+    "training.head_lr_multiplier": ("MG506",),
+    "training.weight_decay": ("MG509", "MG510"),
+    "training.momentum": ("MG511",),
+    "training.max_grad_norm": ("MG507", "MG508"),
+    "training.ema": ("MG518",),
+}
+OF_DATA = ("data.", "augmentation.", "model.input_size", "training.batch_size")  # settings of the batches
 
 
 @rule("MG503", "The warm-up takes most of the training", group="optimization", stage="static")
@@ -35,26 +44,13 @@ def warmup_too_long(case):
     )
 
 
-CONSEQUENCES = {  # of a setting that is another than the config says: what that other value does
-    "training.learning_rate": ("MG501", "MG502", "MG504", "MG519"),
-    "training.head_lr_multiplier": ("MG506",),
-    "training.weight_decay": ("MG509", "MG510"),
-    "training.momentum": ("MG511",),
-    "training.max_grad_norm": ("MG507", "MG508"),
-    "training.ema": ("MG518",),
-}
-OF_DATA = ("data.", "augmentation.", "model.input_size", "training.batch_size")  # settings of the batches
-
-
 @rule("MG505", "A setting does not reach the object it is for", group="optimization", stage="static")
 def setting_not_reached(case):
     """The config says one thing, the live object does another."""
     found = case.examined(settings.differences)
     if not found:
         return None
-    foreign = "train" not in case.samples and all(one.key.startswith(OF_DATA) for one in found)
-    brought = case.own_detector and all(one.key.startswith(("loss.", "model.")) for one in found)
-    own = case.keeps_compilation or foreign or brought
+    own = case.keeps_compilation or all(_is_brought(case, one.key) for one in found)
     first = found[:6]
     return Verdict(
         0.75,  # who changed it may have wanted it: what it does is another rule's to say
@@ -71,7 +67,7 @@ def setting_not_reached(case):
             where=first[0].key,
         ),
         hygiene=own,
-        consequences=tuple(id for one in found for id in CONSEQUENCES.get(one.key, ())),
+        consequences=tuple(other for one in found for other in WHAT_OTHERS_DO.get(one.key, ())),
     )
 
 
@@ -320,6 +316,13 @@ def rate_unusual(case):
         (f"for batches of {images} images with {'Adam' if live.adaptive else 'SGD'} and its kin",),
         Remedy("Choose a rate in that range.", settings=("training.learning_rate=1.0e-3",), part="optimizer"),
     )
+
+
+def _is_brought(case, key: str) -> bool:
+    """Whether the object that a setting is for is its caller's own."""
+    if key.startswith(OF_DATA):
+        return "train" not in case.samples
+    return case.own_detector and key.startswith(("loss.", "model."))
 
 
 def _part_of(key: str) -> str:
