@@ -204,7 +204,7 @@ def plain_claims(box, scale, predicted, assignment):
         ranks[scale, row, column] = (not own, squared, (x2 - x1) * (y2 - y1))
         overlap = plain_overlap("iou", predicted[scale, row, column], box)
         fits[scale, row, column] = (overlap + 0.05) * math.exp(-0.3 * squared)
-    best = sorted(fits, key=fits.get)[-4:]
+    best = sorted(fits, key=fits.get)[-2:]
     return {key: rank for key, rank in ranks.items() if assignment != "best" or key in best}
 
 

@@ -13,7 +13,7 @@ from multigrid.geometry import boxes as box_geometry
 from multigrid.geometry import cells as cell_geometry
 
 ASSIGNMENTS = ("inside", "paper", "single", "best")
-BEST_CELLS = 4  # how many of the nine `best` keeps
+BEST_CELLS = 2  # how many of the nine `best` keeps
 BEST_FLOOR = 0.05  # added to the IoU, so that cells whose boxes overlap nothing yet are told apart by their distance
 BEST_DECAY = 0.3  # how fast a cell's merit falls with the squared distance, in cells, of its centre from the object's
 
@@ -41,7 +41,7 @@ def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None)
         layout: `CellLayout` of the output grids.
         anchors_wh: [scales, A, 2] float, (width, height) in input pixels, coarse to fine.
         assignment: "paper": all nine cells; "single": the object's own; "inside": its own and those neighbours whose
-            centre lies inside the box; "best": the four of the nine whose predicted box fits best at this moment.
+            centre lies inside the box; "best": the two of the nine whose predicted box fits best at this moment.
         predicted_boxes: [B, N, 4] float corners, every cell's present prediction; "best" needs it.
 
     Returns:
