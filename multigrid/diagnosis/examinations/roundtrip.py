@@ -142,7 +142,7 @@ def examine_readings(case) -> Readings | None:
     own_now, own_plain = (_localization(case, scene, cells, own) for cells in (scene.cells, plain))
     others["sigmoid of the cell itself"] = own_plain / max(scale, 1e-9)
     beyond = _localization(case, scene, plain, neighbours) / max(scale, 1e-9)
-    return Readings(floor, others, bool(own_plain < 0.3 * own_now and beyond > 0.1))
+    return Readings(floor, others, bool(own_plain < 0.3 * own_now and beyond > 0.02))
 
 
 def sides_are_exchanged(trip: RoundTrip) -> bool:
