@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from multigrid.diagnosis.case import Case
 from multigrid.diagnosis.examinations.course import Trial
-from multigrid.diagnosis.finding import CERTAIN, LIKELY, Finding, Rule, Verdict, ranked
+from multigrid.diagnosis.finding import CERTAIN, LIKELY, Finding, Rule, ranked
 from multigrid.diagnosis.remedies import fitted
 from multigrid.diagnosis.rules import RULES
 
@@ -117,7 +117,7 @@ def _train(visit: _Visit, checkpoints, progress) -> None:
             try:
                 visit.case.course = trial.until(steps)
             except Exception as error:  # as for a rule: what was found before is not lost with it
-                visit.failed["trial"] = _said(error)
+                visit.failed["trial"] = said(error)
                 return
             for rule in visit.rules:
                 if rule.stage == "training":
@@ -142,22 +142,30 @@ class _Visit:
 
     def ask(self, rule: Rule) -> None:
         """Asks one rule."""
-        self.findings.pop(rule.id, None)
-        self.failed.pop(rule.id, None)
-        try:
-            verdict = rule.function(self.case)
-        except Exception as error:  # the parts of a broken training raise what they like: it is said, not passed over
-            self.failed[rule.id] = _said(error)
-            return
-        if verdict is not None:
-            self.findings[rule.id] = found(rule, verdict, self.case)
+        ask(rule, self.case, self.findings, self.failed)
 
 
-def found(rule: Rule, verdict: Verdict, case: Case) -> Finding:
-    """The finding of a verdict on a case as it stands, with a remedy for its config."""
-    verdict = dataclasses.replace(verdict, remedy=fitted(verdict.remedy, case.config))
-    return Finding(rule, verdict, case.course.steps if case.course else 0)
+def ask(rule: Rule, case: Case, findings: dict, failed: dict) -> None:
+    """Asks a rule about a case as it stands; what comes of it takes the place of what it said before.
+
+    Args:
+        rule: to ask.
+        case: to ask about.
+        findings: {rule id: `Finding`, its remedy fitted to the case's config}, changed in place.
+        failed: {rule id: error, in words}, changed in place.
+    """
+    findings.pop(rule.id, None)
+    failed.pop(rule.id, None)
+    try:
+        verdict = rule.function(case)
+    except Exception as error:  # the parts of a broken training raise what they like: it is said, not passed over
+        failed[rule.id] = said(error)
+        return
+    if verdict is not None:
+        verdict = dataclasses.replace(verdict, remedy=fitted(verdict.remedy, case.config))
+        findings[rule.id] = Finding(rule, verdict, case.course.steps if case.course else 0)
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """An error on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -15,7 +15,7 @@ import numpy as np
 from multigrid import report
 from multigrid.diagnosis import events, page
 from multigrid.diagnosis.case import Case
-from multigrid.diagnosis.doctor import Diagnosis, found
+from multigrid.diagnosis.doctor import Diagnosis, ask, said
 from multigrid.diagnosis.examinations.course import LOOKS, Course, counted, measured
 from multigrid.diagnosis.examinations.looks import Watcher
 from multigrid.diagnosis.finding import CERTAIN, LIKELY, Finding, ranked
@@ -167,7 +167,7 @@ class DoctorWatch(keras.callbacks.Callback):
         try:
             self.course.looks.append(self._watcher.look(self.course.steps))
         except Exception as error:  # the watch must not end a training that goes on without it
-            self._failed["watch"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            self._failed["watch"] = said(error)
             return
         if self.course.steps:
             self._ask()
@@ -241,24 +241,12 @@ class DoctorWatch(keras.callbacks.Callback):
         self._asked_early = self._asked_early or bool(early)
         for rule in RULES:
             if rule.stage in stages:
-                self._ask_one(rule)
+                ask(rule, self._case, self._found, self._failed)
         for finding in self.findings:
             new = finding.id not in self._said and not finding.verdict.hygiene and not finding.consequence_of
             if new and finding.confidence >= LIKELY:
                 self._said.add(finding.id)
                 self._say(finding)
-
-    def _ask_one(self, rule) -> None:
-        self._failed.pop(rule.id, None)
-        try:
-            verdict = rule.function(self._case)
-        except Exception as error:  # a part of the training may raise what it likes, and goes on training all the same
-            self._failed[rule.id] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            return
-        if verdict is not None:
-            self._found[rule.id] = found(rule, verdict, self._case)
-        else:
-            self._found.pop(rule.id, None)
 
     def _say(self, finding: Finding) -> None:
         """One line above the bar."""
