@@ -187,7 +187,7 @@ def test_weights_that_are_not_finite(case):
 
 def test_images_that_are_scaled_otherwise_than_the_weights_expect(case):
     healthy = case.examined(activity.scalings)
-    assert min(healthy, key=healthy.get) in ("as it is", "0 to 1")
+    assert min(healthy, key=lambda name: healthy[name].distance) in ("as it is", "0 to 1")
     scaling = case.detector.get_layer("scale_to_unit")
     kept = scaling.scale, scaling.offset
     case.results.clear()
@@ -197,6 +197,37 @@ def test_images_that_are_scaled_otherwise_than_the_weights_expect(case):
         assert found["MG408"] > 0.5 and (scaling.scale, scaling.offset) == (1.0, 0.0)
     finally:
         scaling.scale, scaling.offset = kept
+
+
+def noise(contrast=1.0, mean=127.0) -> np.ndarray:
+    """Images as `settled` has them, (4, 64, 96, 3) uint8, but for contrast and mean."""
+    values = np.random.default_rng(7).uniform(-127, 127, (4, 64, 96, 3))
+    return np.clip(mean + contrast * values, 0, 255).astype("uint8")
+
+
+def test_weights_of_images_from_minus_one_to_one(case):
+    scaling = case.detector.get_layer("scale_to_unit")
+    kept = scaling.scale, scaling.offset
+    try:
+        scaling.scale, scaling.offset = activity.SCALINGS["-1 to 1"]
+        settled(case.detector)
+    finally:
+        scaling.scale, scaling.offset = kept
+    case.batch = (noise(), case.batch[1])
+    verdict = weights.other_preprocessing.function(case)
+    assert verdict.confidence > 0.5 and "-1 to 1" in verdict.remedy.text
+
+
+@pytest.mark.parametrize(("contrast", "mean"), [(0.45, 140.0), (0.3, 127.0)])
+def test_images_of_another_contrast_are_not_scaled_otherwise(case, contrast, mean):
+    kernel = case.detector.backbone.get_layer("stem_conv").kernel  # made to look for edges, as filters that learnt do
+    values = keras.ops.convert_to_numpy(kernel)
+    kernel.assign(values - 0.8 * values.mean((0, 1, 2)))
+    settled(case.detector)
+    case.batch = (noise(contrast, mean), case.batch[1])
+    found = case.examined(activity.scalings)
+    assert found["as it is"].ratio < 0.3 and found["as it is"].distance > 1.4 * found["-1 to 1"].distance
+    assert "MG408" not in named(case, [weights.other_preprocessing])
 
 
 def test_dead_channels(case):

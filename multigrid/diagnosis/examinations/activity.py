@@ -29,6 +29,16 @@ class Norm:
     ratio: float
     samples: int
 
+    @property
+    def spread(self) -> float:
+        """|logarithm of the ratio of variances|."""
+        return abs(float(np.log(self.ratio)))
+
+    @property
+    def distance(self) -> float:
+        """Of the input from the statistics: shift and spread, added."""
+        return self.shift + self.spread
+
 
 @dataclass(frozen=True)
 class Activity:
@@ -70,26 +80,25 @@ class _SeenError(Exception):
 
 
 def scalings(case) -> dict:
-    """How far the first BatchNorm's input is from its statistics: {"as it is": distance, <scaling>: distance}.
+    """The first BatchNorm's input beside its statistics: {"as it is": a `Norm`, <scaling>: a `Norm`}.
 
-    A distance is the shift of the mean in moving deviations, and the logarithm of the ratio of variances, added. {} of
-    a detector without a layer that scales images, or without BatchNorm.
+    {} of a detector without a layer that scales images, or without BatchNorm.
     """
     layers = case.detector._flatten_layers(include_self=False)
     scaling = next((layer for layer in layers if hasattr(layer, "scale") and hasattr(layer, "offset")), None)
     norm = next((layer for layer in case.detector._flatten_layers(include_self=False) if is_norm(layer)), None)
     if scaling is None or norm is None:
         return {}
-    kept, found = (scaling.scale, scaling.offset), {"as it is": _distance(case)}
+    kept, found = (scaling.scale, scaling.offset), {"as it is": _first_norm(case)}
     try:
         for name, (scaling.scale, scaling.offset) in SCALINGS.items():
-            found[name] = _distance(case)
+            found[name] = _first_norm(case)
     finally:
         scaling.scale, scaling.offset = kept
     return found
 
 
-def _distance(case) -> float:
+def _first_norm(case) -> Norm:
     seen = []
 
     def stop_at_norm(layer, inputs, outputs):
@@ -99,7 +108,7 @@ def _distance(case) -> float:
 
     with watched(case.detector, stop_at_norm), contextlib.suppress(_SeenError):
         case.detector(ops.convert_to_tensor(case.batch[0]), training=False)
-    return seen[0].shift + abs(float(np.log(seen[0].ratio))) if seen else float("nan")
+    return seen[0]
 
 
 @contextlib.contextmanager

@@ -148,10 +148,15 @@ def other_preprocessing(case):
         return None  # statistics of a network that learnt nothing yet say nothing
     if 0 < case.step < SETTLED:
         return None  # those of a short run are still near where they began
-    found = case.examined(activity.scalings)
-    now, first = found.pop("as it is", 0.0), norms[0]
-    best = min(found, key=found.get, default=None)
-    other = best is not None and now > MUCH_BETTER * found[best] and now - found[best] > NEARER
+    found, first = dict(case.examined(activity.scalings)), norms[0]
+    if not found:
+        return None
+    live = found.pop("as it is")
+    best = min(found, key=lambda name: found[name].distance)
+    now, then = live.distance, found[best].distance
+    # Scaling is a factor and an offset, so that the right one mends mean and spread. Images of another contrast, as
+    # those of another data set, are off in their spread alone.
+    other = now > MUCH_BETTER * then and now - then > NEARER and found[best].shift < live.shift
     if not other and now < FAR:
         return None
     return Verdict(
@@ -164,7 +169,7 @@ def other_preprocessing(case):
         ),
         (
             f"distance from the layer's statistics, as it is: {now:.2f}; with images scaled otherwise: "
-            + ", ".join(f"{name}: {distance:.2f}" for name, distance in found.items()),
+            + ", ".join(f"{name}: {norm.distance:.2f}" for name, norm in found.items()),
             "its statistics were loaded, and are not (0, 1): a forgotten load would show there",
         ),
         Remedy(
