@@ -1,6 +1,8 @@
 """Causes in the labels: each is named, and its look-alikes are not."""
 
 import dataclasses
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -63,6 +65,8 @@ BOX = np.array([10.0, 20.0, 40.0, 30.0])  # of 96 × 64 pixels
         ("half", [5, 10, 20, 15]),
         ("relative", [960, 1280, 3840, 1920]),
         ("shift 8 -8", [18, 12, 48, 22]),
+        ("sides x 2", [-5, 15, 55, 35]),
+        ("sides x 0.5", [17.5, 22.5, 32.5, 27.5]),
     ],
 )
 def test_a_hypothesis_maps_a_box(name, expected):
@@ -191,6 +195,25 @@ def test_the_images_of_sound_data_show_their_boxes(trainer):
     assert set(HYPOTHESES) < set(found.names)
 
 
+@pytest.mark.parametrize(("factor", "named"), [(0.5, "half as large"), (0.7, "0.7 of the sides"), (1.9, "twice")])
+def test_boxes_of_another_size_about_the_same_centre(trainer, factor, named):
+    def resize(one):
+        centre, half = (one.boxes[:, :2] + one.boxes[:, 2:]) / 2, (one.boxes[:, 2:] - one.boxes[:, :2]) / 2 * factor
+        return with_boxes(one, np.concatenate([centre - half, centre + half], axis=1))
+
+    name, found = first(trainer, sample=resize)
+    assert name == "MG117" and any(named in seen.what for seen in found.causes[0].verdict.seen)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.12])
+def test_boxes_that_are_drawn_tight_or_loose_are_no_other_size(trainer, factor):
+    def resize(one):
+        centre, half = (one.boxes[:, :2] + one.boxes[:, 2:]) / 2, (one.boxes[:, 2:] - one.boxes[:, :2]) / 2 * factor
+        return with_boxes(one, np.concatenate([centre - half, centre + half], axis=1))
+
+    assert places.other_sides.function(spoilt(trainer, sample=resize)) is None
+
+
 # --- boxes that cannot be boxes ---------------------------------------------------------------------------------------
 
 
@@ -234,6 +257,26 @@ def test_dense_scenes_have_no_object_twice(trainer):
     assert labels.repeated_boxes.function(spoilt(trainer, sample=crowded)) is None
 
 
+@pytest.mark.parametrize(("lines", "confidence"), [(4, 0.85), (12, 0.85), (40, 0.6), (60, None)])
+def test_coordinates_on_a_coarse_grid(trainer, lines, confidence):
+    def snap(one):
+        step = np.tile(np.array(one.size[::-1]) / lines, 2)
+        boxes = np.round(one.boxes / step)
+        boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+        return with_boxes(one, boxes * step)
+
+    verdict = labels.coarse_coordinates.function(spoilt(trainer, sample=snap))
+    assert (verdict and verdict.confidence) == confidence
+
+
+def test_whole_pixels_are_no_coarse_grid_and_neither_is_one_place(trainer):
+    whole = spoilt(trainer, sample=lambda one: with_boxes(one, np.round(one.boxes)))
+    assert labels.coarse_coordinates.function(whole) is None
+    middle = np.array([24.0, 16.0, 72.0, 48.0])  # a quarter from each side, in every image
+    still = spoilt(trainer, sample=lambda one: with_boxes(one, middle + 0 * one.boxes))
+    assert labels.coarse_coordinates.function(still) is None
+
+
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +297,16 @@ def test_a_stray_class_number_is_unknown_not_shifted(trainer):
 def test_a_missing_first_class_alone_is_no_shift(trainer):
     found = named(labels, spoilt(trainer, sample=lambda one: with_boxes(one, one.boxes, np.maximum(one.classes, 1))))
     assert "MG105" not in found and "MG111" not in found
+
+
+def test_classes_that_only_validation_has_are_named_not_unknown(trainer):
+    def without(samples):
+        kept = [one.classes >= 3 for one in samples]
+        return [with_boxes(one, one.boxes[keep], one.classes[keep]) for one, keep in zip(samples, kept, strict=True)]
+
+    verdict = labels.classes_untrained.function(spoilt(trainer, samples=without))
+    assert verdict.confidence >= LIKELY and all(word in verdict.seen[0].value for word in ("disc", "triangle", "star"))
+    assert labels.classes_untrained.function(spoilt(trainer)) is None
 
 
 # --- what is in the data ----------------------------------------------------------------------------------------------
@@ -297,6 +350,18 @@ def test_training_images_among_those_of_validation_are_found_by_content(trainer,
     case.samples["val"] = [*case.samples["val"], *copies]
     verdict = labels.leak.function(case)
     assert verdict.seen[0].value == pytest.approx(4 / 16)
+
+
+def test_a_few_images_again_and_again_are_named_also_as_copies(trainer, tmp_path):
+    def copied(one, number):
+        path = tmp_path / f"{number}{pathlib.Path(one.path).suffix}"
+        shutil.copy(one.path, path)
+        return dataclasses.replace(one, path=str(path))
+
+    repeated = spoilt(trainer, samples=lambda samples: [copied(samples[n % 5], n) for n in range(len(samples))])
+    verdict = labels.repeated_images.function(repeated)
+    assert verdict.confidence >= LIKELY and verdict.seen[0].value == 5
+    assert labels.repeated_images.function(spoilt(trainer)) is None
 
 
 def test_objects_of_two_pixels_are_too_small(trainer):

@@ -108,7 +108,8 @@ def half_precision(making):
 
 @control("C9")
 def mosaic_and_mixup(making):
-    making.config("augmentation.mosaic=0.7", "augmentation.mixup=0.3", "model.input_size=[96, 160]")
+    size = [96, 160] if making.stage.name == stages.DRAWN else [128, 160]  # at either, the stage's anchors still fit
+    making.config("augmentation.mosaic=0.7", "augmentation.mixup=0.3", f"model.input_size={size}")
 
 
 @control("C10")

@@ -59,6 +59,16 @@ def _by_size(share: float) -> Callable:
     return lambda boxes, sides: boxes + share * np.tile(boxes[..., 2:] - boxes[..., :2], 2)
 
 
+def _about_centre(factor: float) -> Callable:
+    """A hypothesis that multiplies the sides of a box and leaves its centre."""
+
+    def change(boxes, sides):
+        centre, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2 * factor
+        return _joined(centre - half, centre + half)
+
+    return change
+
+
 def _by_pixels(right: float, down: float) -> Callable:
     return lambda boxes, sides: boxes + np.array([right, down, right, down], "float64")
 
@@ -126,10 +136,15 @@ HYPOTHESES: dict[str, tuple[Callable, str]] = {
     "double": (_scaled(lambda sides: np.array([2.0, 2.0])), "coordinates are half as large as the image"),
     "stretch": (_scaled(lambda sides: sides / sides[::-1]), "width and height were exchanged in scaling"),
     "unstretch": (_scaled(lambda sides: sides[::-1] / sides), "width and height were exchanged in scaling"),
+    "sides x 2": (_about_centre(2.0), "boxes are half as large as their objects"),
+    "sides x 1.4": (_about_centre(1.4), "boxes have 0.7 of the sides of their objects"),
+    "sides x 0.7": (_about_centre(0.7), "boxes have 1.4 times the sides of their objects"),
+    "sides x 0.5": (_about_centre(0.5), "boxes are twice as large as their objects"),
     **_shifts(),
 }
 FORMATS = ("xywh", "cxcywh", "corners from xywh", "corners from cxcywh", "xywh from cxcywh", "cxcywh from xywh")
 UNITS = ("relative", "percent")
 SCALES = ("half", "double", "stretch", "unstretch")
 TURNS = ("hflip", "vflip", "rot180", "rot90", "rot270", "turn90", "turn270")
+SIZES = tuple(name for name in HYPOTHESES if name.startswith("sides"))
 MOVES = tuple(name for name in HYPOTHESES if name.startswith("shift"))

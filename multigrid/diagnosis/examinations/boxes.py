@@ -12,6 +12,8 @@ from multigrid.data.images import Letterbox
 from multigrid.geometry.boxes import iou
 
 MOST = 3000  # images that are looked through for repeated boxes
+FEWEST = 30  # boxes of which it is said that their coordinates lie on a grid
+FEWEST_LINES, MOST_LINES = 3, 65  # lines of such a grid along a side of the image
 SAME = 0.95  # IoU of two boxes of a class that are one object, labelled twice
 
 
@@ -30,6 +32,8 @@ class Boxes:
         repeated: share that another box of the class covers by more than `SAME`.
         ids: objects of each class number.
         short_sides: [objects] shorter side in pixels of the network's input, of those with an area.
+        coarseness: step of the grid that nearly all coordinates lie on, over the median side of the boxes; 0 where
+            there is no such grid.
     """
 
     count: int
@@ -42,6 +46,7 @@ class Boxes:
     repeated: float
     ids: Mapping[int, int]
     short_sides: np.ndarray
+    coarseness: float
 
 
 def of_samples(case) -> Boxes | None:
@@ -100,7 +105,23 @@ def _counted(rows: list) -> Boxes | None:
         repeated=_repeated_share(rows),
         ids=Counter(np.concatenate([classes for _, classes, *_ in rows]).astype(int).tolist()),
         short_sides=sides[sound].min(1) * factor[sound],
+        coarseness=_coarseness(boxes[sound], room[sound]),
     )
+
+
+def _coarseness(boxes: np.ndarray, room: np.ndarray) -> float:
+    """Of boxes [N, 4] in images of (width, height), [N, 2]; see `Boxes`."""
+    if len(boxes) < FEWEST:
+        return 0.0
+    places = (boxes / np.tile(room, 2)).ravel()
+    pixel = (1.0 / np.tile(room, 2)).ravel()
+    for count in range(FEWEST_LINES, MOST_LINES):
+        line = np.round(places * count)
+        near = np.abs(places - line / count) <= 0.6 * pixel  # a whole pixel is as near as files come to a line
+        by_chance = min(1.0, 1.2 * count * float(np.mean(pixel)))
+        if near.mean() > 0.97 and by_chance < 0.5 and len(np.unique(line[near])) > 0.6 * count:
+            return float(1.0 / count / np.median((boxes[:, 2:] - boxes[:, :2]) / room))
+    return 0.0
 
 
 def _repeated_share(rows: list) -> float:

@@ -1,4 +1,4 @@
-"""Files of the same content in the samples to train on and those to validate on."""
+"""Files of the same content: in both splits, or again and again among the samples to train on."""
 
 from __future__ import annotations
 
@@ -38,6 +38,16 @@ def examine(case) -> Shared | None:
         by_size.setdefault(os.path.getsize(path), []).append(path)
     same = [path for path in looked if _is_among(path, by_size.get(os.path.getsize(path), ()))]
     return Shared(len(same) / len(looked), len(same), same[0] if same else "")
+
+
+def repeats(case) -> tuple[int, int]:
+    """(samples to train on, different files among them); files of the same size are compared by content."""
+    paths = [one.path for one in case.samples.get("train", ())]
+    by_size: dict[int, set] = {}
+    for path in set(paths):
+        by_size.setdefault(os.path.getsize(path), set()).add(path)
+    different = sum(len({_digest(path) for path in group}) if len(group) > 1 else 1 for group in by_size.values())
+    return len(paths), different
 
 
 def _is_among(path: str, others) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from multigrid.diagnosis.examinations import boxes, duplicates, funnel, labels_read
@@ -14,6 +16,10 @@ BACKGROUND = (0.62, 0.8)  # share of images without objects, to be noted, and to
 REPEATED = 0.05  # share of the boxes that lie on others of their class
 OUTSIDE = 0.01  # share of the boxes whose centre is not in the image
 FLAT = 0.002  # share of the boxes without an area
+COARSE = (0.1, 0.25)  # step of the grid that coordinates lie on over a side of a box, to be noted, and to be changed
+AGAIN = 0.8  # share of the training samples that are different images
+FEW = 50  # different images; with fewer, to see them again and again does harm
+MISSED = 0.05  # share of the objects to validate on whose classes nothing was trained on
 TINY = 3.0  # pixels of the network's input
 STREAMS = ("samples", "training batches", "validation batches")
 
@@ -130,6 +136,21 @@ def repeated_boxes(case):
     )
 
 
+@rule("MG118", "Coordinates of the boxes are rounded to a coarse grid", group="labels", stage="static")
+def coarse_coordinates(case):
+    """So that no box ends where its object does."""
+    found = case.examined(boxes.of_samples)
+    if found is None or found.coarseness < COARSE[0]:
+        return None
+    return Verdict(
+        0.85 if found.coarseness > COARSE[1] else 0.6,
+        (Observation("step between possible coordinates, in sides of a box", _two(found.coarseness), "below 0.05"),),
+        ("nearly all coordinates lie on one grid of few lines: careless boxes are off by any amount",),
+        Remedy("Write more digits, or pixels of the whole image instead of a thumbnail's.", where="data.train"),
+        hygiene=found.coarseness <= COARSE[1],
+    )
+
+
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +223,32 @@ def classes_beyond(case):
     return None
 
 
+@rule("MG119", "Training has no object of classes that validation has", group="labels", stage="static")
+def classes_untrained(case):
+    """A filter, or a subset, left out whole classes."""
+    train, val = (_of_classes(case, split) for split in ("train", "val"))
+    missing = sorted(number for number in val if number not in train)
+    if not train or not missing:
+        return None
+    share = sum(val[number] for number in missing) / sum(val.values())
+    names = [case.class_names[number] for number in missing if 0 <= number < len(case.class_names)]
+    return Verdict(
+        0.9 if share > MISSED else 0.6,
+        (
+            Observation("classes without an object to train on", ", ".join(names) or missing, "none"),
+            Observation("share of the objects to validate on that are of these", _two(share), "0"),
+        ),
+        (f"{len(train)} other classes have objects in both: the label file is read, and these are not in it",),
+        Remedy("Look at how the training list was chosen; every class needs objects in it.", where="data.train"),
+        hygiene=share <= MISSED,
+    )
+
+
+def _of_classes(case, split: str) -> Counter:
+    """Objects by class number in the samples of a split."""
+    return Counter(int(number) for one in case.samples.get(split) or () for number in one.classes)
+
+
 # --- what is in the data ----------------------------------------------------------------------------------------------
 
 
@@ -234,6 +281,25 @@ def leak(case):
         Remedy(
             "Take them out of one split; `multigrid data` also finds near duplicates.", part="data", where="data.val"
         ),
+    )
+
+
+@rule(
+    "MG120", "Few different images are trained on, again and again", group="labels", stage="static",
+    explains=("MG951",),
+)  # fmt: skip
+def repeated_images(case):
+    """The list names the same files many times."""
+    samples, different = case.examined(duplicates.repeats)
+    share = different / max(1, samples)
+    if not samples or share > AGAIN:
+        return None
+    return Verdict(
+        0.85 if different < FEW else 0.6,
+        (Observation("different images among the samples to train on", different, f"{samples}, as many as these"),),
+        ("files were compared by their content; what is learned by heart for another reason has as many files",),
+        Remedy("Look at how the list was made. To see images more often, train more epochs.", where="data.train"),
+        hygiene=different >= FEW,
     )
 
 

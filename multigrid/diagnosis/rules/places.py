@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from multigrid.diagnosis.examinations import boxes, labels_read, pairing, placement
-from multigrid.diagnosis.examinations.alignment import FORMATS, MOVES, SCALES, TURNS, UNITS, describe
+from multigrid.diagnosis.examinations.alignment import FORMATS, MOVES, SCALES, SIZES, TURNS, UNITS, describe
 from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
 
 DEFECTS = 0.2  # share of a label file that a reader must leave out, from which the file is looked at itself
@@ -133,6 +133,17 @@ def turned_labels(case):
         case,
         (*TURNS, *MOVES),
         "Apply the images' EXIF orientation before they are labelled, and count coordinates from the upper left.",
+    )
+
+
+@rule(
+    "MG117", "Boxes are smaller or larger than their objects", group="labels", stage="batch",
+    explains=(*SPOILT, "MG303", "MG321", "MG322"),
+)  # fmt: skip
+def other_sides(case):
+    """About the right centres: half of a side was taken for a side, or boxes grew with a rotation."""
+    return _misplaced_verdict(
+        case, SIZES, "Write whole sides; where only the training batches are so, rotate by smaller angles."
     )
 
 
