@@ -167,3 +167,30 @@ def test_noise_that_hides_the_objects_is_too_strong_and_the_pairing_is_right(tra
     case = spoilt(trainer, train=noise)
     assert augmentation.images_destroyed.function(case).confidence >= LIKELY
     assert placement.of_samples(case).lies_well
+
+
+def test_a_zoom_of_the_image_alone_leaves_boxes_behind(trainer):
+    def zoom(images, boxes, classes, rng):
+        height, width = images.shape[1:3]
+        for image in images:
+            top, left = rng.integers(height // 2), rng.integers(width // 2)
+            part = image[top : top + height // 2, left : left + width // 2]
+            image[...] = part.repeat(2, axis=0).repeat(2, axis=1)
+
+    assert ours(spoilt(trainer, train=zoom))["MG201"] == 0.7
+
+
+def test_boxes_exchanged_within_the_batch_are_no_matter_of_augmentation(trainer):
+    def exchange(images, boxes, classes, rng):
+        order = np.roll(np.arange(len(images)), rng.integers(1, len(images)))
+        boxes[...], classes[...] = boxes[order], classes[order]
+
+    found = ours(spoilt(trainer, train=exchange))
+    assert found["MG106"] == 0.95 and "MG201" not in found
+
+
+def ours(case) -> dict:
+    """Confidence by rule, of those about where boxes lie that speak."""
+    rules = (augmentation.boxes_left_behind, places.shuffled_pairs)
+    found = {rule.id: rule.function(case) for rule in rules}
+    return {name: verdict.confidence for name, verdict in found.items() if verdict is not None}

@@ -38,26 +38,39 @@ class Search:
         return float(ahead.mean() / max(ahead.std() / np.sqrt(len(ahead)), 1e-9))
 
 
-def examine(case) -> Search | None:
+def of_samples(case) -> Search | None:
     """Searches the samples to train on; None where there are too few images to search for."""
-    found, stream = case.examined(placement.of_samples), views.of_samples(case.samples.get("train", ()))
+    samples = [one for one in case.samples.get("train", ()) if len(one.boxes)]
+    chosen = np.unique(np.linspace(0, len(samples) - 1, min(TRIED, len(samples))).astype(int))
+    others = [np.asarray(samples[index].boxes, "float64") for index in chosen]
+    stream = views.of_samples(samples)
+    return _search(case.examined(placement.of_samples), stream, lambda view: (others, np.tile(view.scale, 2)))
+
+
+def of_training(case) -> Search | None:
+    """Searches the training batches, among their own boxes; None as for `of_samples`."""
+    stream = views.of_batches(case.batches, case.train_data)
+    others = [view.boxes / np.tile(view.image.shape[1::-1], 2) for view in stream]
+    found = case.examined(placement.of_training)
+    return _search(found, stream, lambda view: (others, np.tile(view.image.shape[1::-1], 2)))
+
+
+def _search(found, stream, boxes_for) -> Search | None:
+    """Of a stream's images that its placement finds unsupported; `boxes_for(view)` gives sets of boxes and a factor."""
     lost = np.flatnonzero(found.unsupported)[:IMAGES] if found is not None else ()
     if len(lost) < FEWEST:
         return None
-    samples = [one for one in case.samples["train"] if len(one.boxes)]
-    chosen = np.unique(np.linspace(0, len(samples) - 1, min(TRIED, len(samples))).astype(int))
-    others = [np.asarray(samples[index].boxes, "float64") for index in chosen]
     rng, best = np.random.default_rng(0), []
     for view in (stream[index] for index in lost):
-        sets = [boxes * np.tile(view.scale, 2) for boxes in others]
+        others, factor = boxes_for(view)
+        sets = [boxes * factor for boxes in others]
         upside_down = [apply("rot180", boxes, view.image.shape[:2]) for boxes in sets]
         best.append([_best(view.image, sets, rng), _best(view.image, upside_down, rng)])
     return Search(*np.array(best).T)
 
 
-def finds(case) -> str | None:
+def finds(search: Search | None) -> str | None:
     """In words, that the boxes of images belong to others; None where that was not found."""
-    search = case.examined(examine)
     if search is None or search.lead < LEAD:
         return None
     return (

@@ -168,6 +168,13 @@ def place(stream: Sequence[views.View]) -> Placement | None:
     )
 
 
+def is_lost(found: Placement) -> bool:
+    """Whether boxes lie no better than those of other images, by any explanation, and images enough say so."""
+    enough = found.boxes.sum() >= 60 and len(found.boxes) >= FEWEST_IMAGES
+    explained = found.winner is not None or found.mixed is not None or found.beats(found.best, OTHERS)
+    return enough and not found.lies_well and not explained
+
+
 def _some(boxes: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
     return boxes if len(boxes) <= most else boxes[np.sort(rng.choice(len(boxes), most, replace=False))]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from multigrid.diagnosis.examinations import boxes, pixels, placement, retention, validation
+from multigrid.diagnosis.examinations import boxes, pairing, pixels, placement, retention, validation
 from multigrid.diagnosis.examinations.alignment import IDENTITY, MOVES, TURNS, describe
 from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
 
@@ -37,6 +37,8 @@ def boxes_left_behind(case):
     if found is None or (raw is not None and not raw.lies_well):
         return None
     name = found.winner or found.mixed
+    if name is None and raw is not None and placement.is_lost(found):
+        return _moved_somehow(case, found, raw)
     if name not in (*TURNS, *MOVES, "swap_xy", "half", "double") or (name == "swap_xy" and found.winner):
         return None
     if raw is not None and raw.mixed == name or name in MOVES and (found.kinds >= retention.MIXED_UP).any():
@@ -60,6 +62,31 @@ def boxes_left_behind(case):
             "Move boxes with the image: let one call transform both, or remove the step.",
             part="data",
             boxes=None if some else name,
+            where="what makes the training batches",
+        ),
+    )
+
+
+def _moved_somehow(case, found, raw) -> Verdict | None:
+    """Of images whose boxes are lost, by none of the known moves: a crop, a zoom, or a turn by any angle."""
+    if pairing.finds(case.examined(pairing.of_training)):
+        return None  # they have those of other images
+    return Verdict(
+        0.7,
+        (
+            Observation(
+                "evidence of training images for their boxes", _two(found.level(IDENTITY)), "as without augmentation"
+            ),
+            Observation("evidence without augmentation", _two(raw.level(IDENTITY)), "the same"),
+        ),
+        (
+            "without augmentation boxes lie on their objects: the labels are right",
+            f"none of {len(found.names) - 1} explanations fits all: crops, zooms and angles differ by image",
+            "no image shows the boxes of another one: the pairing is kept",
+        ),
+        Remedy(
+            "Move boxes with the image: let one call transform both, or remove the step.",
+            part="data",
             where="what makes the training batches",
         ),
     )

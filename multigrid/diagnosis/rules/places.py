@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from multigrid.diagnosis.examinations import boxes, labels_read, pairing, placement
 from multigrid.diagnosis.examinations.alignment import FORMATS, MOVES, SCALES, SIZES, TURNS, UNITS, describe
 from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
@@ -11,6 +13,7 @@ SPOILT = (  # causes that boxes in wrong places or of no size look like
     "MG101", "MG106", "MG107", "MG108", "MG109", "MG110", "MG116", "MG201", "MG202", "MG203", "MG204", "MG205", "MG206",
     "MG208", "MG209",
 )  # fmt: skip
+PROVED = 0.95  # confidence where boxes were found with the images they belong to
 STREAMS = ("label file", "samples", "training batches")
 
 
@@ -153,14 +156,17 @@ def other_sides(case):
 )  # fmt: skip
 def shuffled_pairs(case):
     """The pairing is shifted or lost, in the samples or on the way into the batches."""
-    for stream, look in (("samples", placement.of_samples), ("training batches", placement.of_training)):
-        found = case.examined(look)
-        if found is not None and (verdict := _unpaired(case, stream, found)):
-            return verdict
-    return None
+    samples = case.examined(placement.of_samples)
+    verdict = samples and _unpaired(case, "samples", samples, pairing.of_samples)
+    batches = case.examined(placement.of_training)
+    if verdict or batches is None:
+        return verdict
+    verdict = _unpaired(case, "training batches", batches, pairing.of_training)
+    moved = verdict is not None and verdict.confidence < PROVED and samples is not None and samples.lies_well
+    return replace(verdict, confidence=0.4) if moved else verdict  # an augmentation does so too: MG201
 
 
-def _unpaired(case, stream: str, found: placement.Placement) -> Verdict | None:
+def _unpaired(case, stream: str, found: placement.Placement, search) -> Verdict | None:
     neighbours = (placement.PREVIOUS, placement.NEXT)
     own, others = found.level("identity"), found.level(placement.OTHERS)
     seen = (
@@ -174,15 +180,13 @@ def _unpaired(case, stream: str, found: placement.Placement) -> Verdict | None:
         return Verdict(0.95, seen, (f"the boxes of the {shifted} image fit better than its own",), remedy)
     if shifted is not None:
         return None
-    if not found.lies_well and found.boxes.sum() >= 60 and len(found.boxes) >= placement.FEWEST_IMAGES:
-        if found.beats(found.best, placement.OTHERS):
-            return None
-        confidence = 0.75
-        why = [f"none of {len(found.names) - 1} explanations of displaced boxes does better than boxes of other images"]
-        if case.examined(pairing.examine) is not None and pairing.finds(case):
-            confidence, why = 0.95, [*why, pairing.finds(case)]
-        return Verdict(confidence, seen, tuple(why), remedy)
-    proof = pairing.finds(case) if stream == "samples" and found.unsupported.mean() > 0.08 else None
+    if placement.is_lost(found):
+        why = (
+            f"none of {len(found.names) - 1} explanations of displaced boxes does better than boxes of other images",
+        )
+        proof = pairing.finds(case.examined(search))
+        return Verdict(PROVED if proof else 0.75, seen, (*why, proof) if proof else why, remedy)
+    proof = pairing.finds(case.examined(search)) if stream == "samples" and found.unsupported.mean() > 0.08 else None
     return Verdict(0.85, seen, (proof,), remedy) if proof else None
 
 
