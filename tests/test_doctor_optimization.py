@@ -93,9 +93,15 @@ def test_a_weight_decay_of_other_recipes_with_long_runs_is_only_a_possibility(co
 
 
 def test_rates_that_suit_no_optimizer_are_a_possibility(compiled):
-    assert named(compiled(learning_rate=0.5))["MG519"] < 0.5
-    assert named(compiled(learning_rate=1e-7))["MG519"] < 0.5
-    assert named(compiled(head_lr_multiplier=100.0))["MG519"] < 0.5
+    assert named(compiled(learning_rate=0.1))["MG519"] < 0.5
+    assert named(compiled(learning_rate=2e-6))["MG519"] < 0.5
+    assert named(compiled(head_lr_multiplier=10.0))["MG519"] < 0.5
+    assert "MG519" not in named(compiled())
+
+
+def test_rates_that_are_far_from_all_that_works_are_named_before_a_step(compiled):
+    assert named(compiled(learning_rate=0.5))["MG519"] > 0.5
+    assert named(compiled(learning_rate=1e-7))["MG519"] > 0.5
 
 
 CHANGED = (

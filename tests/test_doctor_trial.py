@@ -99,6 +99,18 @@ def test_a_range_test_takes_the_smallest_rate_that_is_as_good_as_any():
     assert counterfactual.RangeTest((1e-3, 3e-3), (float("inf"),) * 2, 20).best is None
 
 
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        ((366.0, 352.0, 316.0, 275.0), 3e-3),  # still falling at the highest: the one below it
+        ((150.6, 150.1, 149.9, 149.2), None),  # all alike
+        ((366.0, 352.0, float("inf"), float("inf")), 1e-3),
+    ],
+)
+def test_a_range_test_trusts_neither_its_end_nor_a_flat_course(losses, best):
+    assert counterfactual.RangeTest((3e-4, 1e-3, 3e-3, 1e-2), losses, 20).best == best
+
+
 def test_a_counterfactual_needs_a_trial(made):
     case, *_ = made
     other = Case.__new__(Case)

@@ -98,6 +98,10 @@ def _show(diagnosis, headline: str) -> None:
         report.table("Findings, the likeliest first", ("rule", "confidence", "cause", "seen at", ""), rows)
     for one in diagnosis.causes:
         _show_cause(one)
+    for one in diagnosis.findings:
+        if one not in diagnosis.causes and not one.consequence_of:
+            seen = one.verdict.seen[0]
+            report.say(f"{one.id}, a hint: {seen.what} {seen.value}, when all is well {seen.reference}. {_advice(one)}")
     for rule, error in diagnosis.failed.items():
         report.say(f"{rule} could not be asked: {error}")
     steps = f", {diagnosis.steps} steps of training" if diagnosis.steps else ""
@@ -109,7 +113,11 @@ def _show_cause(one) -> None:
     report.table(f"{one.id}: {one.rule.cause}", ("seen", "value", "when all is well"), seen)
     for line in one.verdict.why:
         report.say(f"  why: {line}")
+    report.say(f"  what to do: {_advice(one)}")
+
+
+def _advice(one) -> str:
     remedy = one.verdict.remedy
     settings = f" ({' '.join(remedy.settings)})" if remedy.settings else ""
     where = f" Look at {remedy.where}." if remedy.where else ""
-    report.say(f"  what to do: {remedy.text}{settings}{where} More: {one.rule.page}")
+    return f"{remedy.text}{settings}{where} More: {one.rule.page}"

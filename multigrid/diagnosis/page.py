@@ -19,6 +19,8 @@ from multigrid.evaluation.figures import figure_file, write_plain_powers
 from multigrid.report import replacing, write_json
 from multigrid.training.snapshots import batch_sheet
 
+NAME = "diagnosis.html"
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
 CURVES = tuple(f"{name}_loss" for name in (*LOSS_PARTS, *OPTIONAL_LOSS_PARTS))
 LABELS = {"grad_norm": "norm of the gradients", "learning_rate": "learning rate"}
 STAGE_WORDS = {
@@ -42,7 +44,7 @@ def write(diagnosis: Diagnosis, folder: str | os.PathLike) -> pathlib.Path:
     """
     folder = pathlib.Path(folder)
     write_json(folder / "diagnosis.json", diagnosis.plain())
-    path = folder / "diagnosis.html"
+    path = folder / NAME
     with replacing(path) as temporary:
         temporary.write_text(page_of(diagnosis), encoding="utf-8")
     return path
@@ -71,7 +73,11 @@ def headline(diagnosis: Diagnosis) -> str:
     if diagnosis.failed:
         return f"No cause was found, but {len(diagnosis.failed)} rules could not be asked: a part of it raises errors."
     hints = sum(not one.verdict.hygiene for one in diagnosis.findings)
-    return "Nothing is wrong as far as was examined" + (f"; {hints} weak hints below." if hints else ".")
+    return "Nothing is wrong as far as was examined" + (f"; {_counted(hints, 'weak hint')} below." if hints else ".")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _headline(diagnosis: Diagnosis) -> str:
@@ -101,14 +107,26 @@ def _finding(number: int, finding: Finding) -> str:
         "<h3>Why this, and not something alike</h3>",
         *(parts.paragraph(line) for line in verdict.why),
         "<h3>What to do</h3>",
-        parts.paragraph(remedy.text),
     ]
-    if remedy.settings:
-        pieces.append(f"<pre>{parts.text(' '.join(remedy.settings))}</pre>")
-    if remedy.where:
-        pieces.append(parts.paragraph(f"Look at {remedy.where}.", "faint"))
-    pieces.append(parts.paragraph(f"More: {finding.rule.page}", "faint"))
+    if finding.consequence_of:  # two commands for one cause would contradict each other
+        pieces.append(parts.paragraph(f"Mend {finding.consequence_of} first: this comes with it."))
+    else:
+        pieces.append(parts.paragraph(remedy.text))
+        if remedy.settings:
+            pieces.append(f"<pre>{parts.text(' '.join(remedy.settings))}</pre>")
+        if remedy.where:
+            pieces.append(parts.paragraph(f"Look at {remedy.where}.", "faint"))
+    pieces.append(_rule_page(finding.rule))
     return parts.section(f"{number}. {finding.id}: {finding.rule.cause}", *pieces)
+
+
+def _rule_page(rule) -> str:
+    """The page of a rule, to be unfolded; where the project's documentation is not at hand, its name."""
+    path = PROJECT / rule.page
+    if not path.is_file():
+        return parts.paragraph(f"More: {rule.page}", "faint")
+    told = path.read_text(encoding="utf-8").partition("\n")[2].strip()  # the heading stands above
+    return parts.details(f"more about {rule.id}", f'<div class="prose">{parts.text(told)}</div>')
 
 
 def _value(value) -> str:

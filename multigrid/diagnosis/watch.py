@@ -73,6 +73,9 @@ class DoctorWatch(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         self._pass_events(batch)
+        if not self._asked_early and self._case is not None:
+            _ = self.model  # asked for, Keras brings back on JAX what `fit` holds in an epoch
+            self._ask(*EARLY)
         if self._due():
             self._look()
         self._amid = batch
@@ -89,6 +92,9 @@ class DoctorWatch(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.write()
+        folder = getattr(self.trainer, "own_dir", None)
+        if self.diagnosis is not None and folder is not None:
+            report.say(f"doctor: {page.headline(self.diagnosis)} Written: {folder / page.NAME}", self._console())
 
     def conclude(self) -> None:
         """Ends the watch of a training that may have been broken off: asks why, and writes what is not yet written."""
@@ -236,9 +242,11 @@ class DoctorWatch(keras.callbacks.Callback):
             self._ask(*EARLY)
 
     def _ask(self, *early: str) -> None:
-        """Asks the rules of training, and once those of earlier stages, and says what is new."""
-        stages = ("training",) if self._asked_early else (*early, "training")
-        self._asked_early = self._asked_early or bool(early)
+        """Asks the rules of training, if there was any, and those of earlier stages if named; says what is new."""
+        stages = (*early, "training") if self.course.rows else early
+        if early:  # of the network as it is by now
+            self._asked_early, self._case.step = True, self.course.steps
+            self._case.results.clear()
         for rule in RULES:
             if rule.stage in stages:
                 ask(rule, self._case, self._found, self._failed)
@@ -248,15 +256,19 @@ class DoctorWatch(keras.callbacks.Callback):
                 self._said.add(finding.id)
                 self._say(finding)
 
+    def _console(self):
+        """Of the progress bar, where there is one."""
+        display = getattr(getattr(self.trainer, "lines", None), "display", None)
+        return display and display.console
+
     def _say(self, finding: Finding) -> None:
         """One line above the bar."""
-        display = getattr(getattr(self.trainer, "lines", None), "display", None)
         seen = finding.verdict.seen[0]
         sure = "" if finding.confidence >= CERTAIN else "probably: "
         value = f"{seen.value:.3g}" if isinstance(seen.value, float) else seen.value
         report.say(
             f"doctor, step {self.course.steps}: {sure}{finding.rule.cause} ({finding.id}; {seen.what} {value}, "
             f"expected {seen.reference}). {finding.verdict.remedy.text}",
-            display and display.console,
+            self._console(),
         )
         self.course.events.append({"step": self.course.steps, "what": finding.id})

@@ -82,10 +82,15 @@ class RangeTest:
 
     @property
     def best(self) -> float | None:
-        """The smallest rate whose loss is about as low as that of any; None where no loss was finite."""
+        """The smallest rate whose loss is about as low as that of any; None where no loss was finite, or all are alike.
+
+        It is never the highest one while the next is finite: in so few steps what is close to too much looks best.
+        """
         lowest = min(self.losses)
         near = [rate for rate, loss in zip(self.rates, self.losses, strict=True) if loss <= AS_LOW * lowest]
-        return near[0] if np.isfinite(lowest) else None
+        if not np.isfinite(lowest) or len(near) == len(self.rates):
+            return None
+        return min(near[0], self.rates[-2]) if np.isfinite(self.losses[-2]) else near[0]
 
     @property
     def words(self) -> str:

@@ -18,6 +18,7 @@ WIDE = 30.0  # a logit that no healthy head has in its first steps
 GAIN = 1.08  # times that a loss is smaller with the cause undone
 HEAD = 20.0  # times that the head moves more than the rest, of its own size
 OF_DATA = ("weights", "input", "target")  # first faults that no learning rate makes
+USUAL = 2e-3  # learning rate of the Adam family that the package begins with; SGD's is ten times as high
 SETTLED = 5  # updates before which nothing is said
 
 
@@ -52,7 +53,7 @@ def rate_too_high(case):
         ),
         Remedy(
             f"Lower the learning rate to {rate:.2g}.",
-            settings=(f"training.learning_rate={rate:.2e}",),
+            settings=(f"training.learning_rate={rate:.2g}",),
             part="optimizer",
         ),
     )
@@ -116,7 +117,7 @@ def rate_too_low(case):
         ),
         Remedy(
             f"Raise the learning rate to {rate:.2g}, to begin with.",
-            settings=(f"training.learning_rate={rate:.2e}",),
+            settings=(f"training.learning_rate={rate:.2g}",),
             part="optimizer",
         ),
     )  # fmt: skip
@@ -215,9 +216,13 @@ def clipping_too_strict(case):
 def _better_rate(case, better, otherwise: float) -> tuple[float, tuple[str, ...]]:
     """The learning rate that trains best of those tried, and what came out; another one where none can be tried."""
     tested = case.examined(range_test)
-    if tested is None or tested.best is None or not better(tested.best):
+    if tested is None or not any(np.isfinite(tested.losses)):
         return otherwise, ()
-    return tested.best, (tested.words,)
+    usual = USUAL if case.examined(settings.optimization).adaptive else 10.0 * USUAL
+    rate = usual if tested.best is None else tested.best
+    if not better(rate):
+        return otherwise, ()
+    return rate, (tested.words if tested.best else f"{tested.words}: no difference, so the usual rate is advised",)
 
 
 def _signs(course) -> tuple:
@@ -302,7 +307,7 @@ def _observed_rate(case, signs):
         (_of_one_batch(course), "a trial, multigrid doctor --deep, can make the steps again at a lower rate"),
         Remedy(
             "Lower the learning rate to a tenth.",
-            settings=(f"training.learning_rate={rate / 10:.3e}",),
+            settings=(f"training.learning_rate={rate / 10:.2g}",),
             part="optimizer",
         ),
     )

@@ -12,6 +12,7 @@ from multigrid.training.optimizers import inner_optimizer
 LONG_RISE = 3  # epochs of warm-up that are short in a run of any length
 ADAPTIVE = (1e-5, 1.5e-2)  # learning rates of the Adam family that work
 PLAIN = (1e-4, 0.2)  # learning rates of SGD, as if without momentum times 10
+FAR = 10.0  # times beyond these ranges: harm is likely then
 BATCH = 16  # images that a rate of SGD's is usually given for
 WHAT_OTHERS_DO = {  # of a setting that is another than the config says: what that other value does
     "training.learning_rate": ("MG501", "MG502", "MG504", "MG519"),
@@ -300,7 +301,7 @@ def average_too_slow(case):
 
 @rule("MG519", "The learning rate does not suit optimizer and batch size", group="optimization", stage="static")
 def rate_unusual(case):
-    """A rate far outside what works elsewhere: a possibility, which training has to show."""
+    """A rate outside what works elsewhere: a possibility, which training has to show, unless it is far outside."""
     live = case.examined(settings.optimization)
     images = len(case.batches[0][0]) * live.accumulation
     if live.adaptive:
@@ -310,11 +311,16 @@ def rate_unusual(case):
     factor = max([1.0, *live.multipliers.values()])
     if low <= live.peak and live.peak * factor <= high:
         return None
+    far = not low / FAR <= live.peak or live.peak * factor > FAR * high
     return Verdict(
-        0.4,
+        0.7 if far else 0.4,
         (Observation("highest learning rate of any block", live.peak * factor, f"{low:.2g} to {high:.2g}"),),
         (f"for batches of {images} images with {'Adam' if live.adaptive else 'SGD'} and its kin",),
-        Remedy("Choose a rate in that range.", settings=("training.learning_rate=1.0e-3",), part="optimizer"),
+        Remedy(
+            "Choose a rate in that range.",
+            settings=(f"training.learning_rate={0.001 if live.adaptive else 0.01:g}",),
+            part="optimizer",
+        ),
     )
 
 
