@@ -346,7 +346,7 @@ def test_the_rate_that_is_advised_is_the_best_of_those_that_were_tried(compiled)
     rates = {0.003: 95.0, 0.01: 80.5, 0.03: 80.0, 0.1: 150.0}
     case.course = a_course(WILD, ratio=0.4, grown=3.0, again=replayed({(0.1, 0.1): 90.0}, rates))
     verdict = learning_rate.rate_too_high.function(case)
-    assert verdict.remedy.settings == ("training.learning_rate=1.00e-03",)  # 80.5 is as low as 80
+    assert verdict.remedy.settings == ("training.learning_rate=0.001",)  # 80.5 is as low as 80
     assert "80.5 at 0.001" in verdict.why[-1]
 
 

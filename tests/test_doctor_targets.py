@@ -6,8 +6,10 @@ import pytest
 from small_cases import case_with, first, rules_of, verdicts
 from small_runs import make_config
 
+from multigrid import assembly
 from multigrid.diagnosis.examinations import anchors_fit, claims, outputs, roundtrip
 from multigrid.diagnosis.rules import targets
+from multigrid.geometry.anchor_fit import fit_anchors
 from multigrid.training.trainer import MultiGridTrainer
 
 RULES = rules_of(targets)
@@ -59,6 +61,22 @@ def test_a_loss_of_ones_own_raises_no_alarm(trainer, loss):
 def test_anchors_are_told_apart(trainer, change, cause):
     with with_anchors(trainer, change) as case:
         assert first(case, STATIC) == cause
+
+
+def test_anchors_of_the_right_sizes_on_the_wrong_grid_do_not_fit(trainer):
+    sizes = assembly.network_sizes(trainer.samples["train"], trainer.train_data.input_size)
+    fitted = fit_anchors(sizes, count=3, scales=1, deal="area").sizes[0]
+    tiny = [[[6, 6], [5, 5], [4, 4]], [[3, 3], [2, 2], [1, 1]]]
+    with with_anchors(trainer, lambda _: np.array([fitted, *tiny])) as case:
+        seen = case.examined(anchors_fit.examine)
+        assert seen.label_fit.fits and seen.misdealt > 0.75
+        assert first(case, STATIC) == "MG303"
+
+
+def test_anchors_that_are_dealt_by_area_raise_no_alarm(trainer):
+    sizes = assembly.network_sizes(trainer.samples["train"], trainer.train_data.input_size)
+    with with_anchors(trainer, lambda _: fit_anchors(sizes, deal="area").sizes) as case:
+        assert verdicts(case, STATIC) == {} and case.examined(anchors_fit.examine).misdealt > 0.2
 
 
 def test_boxes_in_another_unit_are_not_taken_for_anchors_in_another_unit(trainer):

@@ -23,7 +23,8 @@ body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.5 s
 main { max-width: 1080px; margin: 0 auto; padding: 16px; }
 h1 { font-size: 1.5rem; margin: .5rem 0 0; } h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
-p { margin: .4rem 0; overflow-wrap: anywhere; } .faint { color: var(--faint); font-size: .9rem; } .prose { white-space: pre-wrap; }
+p { margin: .4rem 0; overflow-wrap: anywhere; } .faint { color: var(--faint); font-size: .9rem; }
+.prose { white-space: pre-wrap; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px; margin: 16px 0; }
 .verdict { border-left: 4px solid var(--warn); padding-left: 12px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 10px; margin: 14px 0; }

@@ -8,7 +8,7 @@ import numpy as np
 
 from multigrid import assembly
 from multigrid.diagnosis.examinations.funnel import usable_boxes
-from multigrid.geometry.anchor_fit import AnchorFit, match_statistics
+from multigrid.geometry.anchor_fit import AnchorFit, match_statistics, suited_scale
 from multigrid.geometry.anchors import Anchors
 
 LARGEST_FACTOR = 1024.0
@@ -31,6 +31,8 @@ class AnchorExamination:
         areas: [S] mean area of the anchors of each scale, coarse to fine, in square pixels.
         sides_in_cells: [S] mean side of the anchors of each scale over its stride.
         spread: standard deviation of the boxes' centres over the image's side: about 0 where boxes are in another unit.
+        misdealt: share of the boxes, of the label files where these are known, whose anchor is on another scale than
+            the one whose cells suit their size.
         usable: share of the objects that have a box within their image, in the batches or in the label files, whichever
             is less.
     """
@@ -44,6 +46,7 @@ class AnchorExamination:
     areas: np.ndarray
     sides_in_cells: np.ndarray
     spread: float
+    misdealt: float
     usable: float
 
 
@@ -54,11 +57,11 @@ def examine(case) -> AnchorExamination | None:
         return None
     anchors = Anchors(case.anchors)
     fit, (factor, factor_fit) = match_statistics(anchors, sizes), _best_factor(anchors, sizes)
-    ratio, (label_fit, label_usable) = _log_ratio(anchors, sizes), _labels(case, anchors)
+    ratio, (label_sizes, label_usable) = _log_ratio(anchors, sizes), _labels(case)
     areas = case.anchors.prod(axis=-1).mean(axis=-1)
     return AnchorExamination(
         fit=fit,
-        label_fit=label_fit,
+        label_fit=None if label_sizes is None else match_statistics(anchors, label_sizes),
         factor=factor,
         factor_fit=factor_fit,
         log_ratio=float(ratio.mean()),
@@ -66,6 +69,7 @@ def examine(case) -> AnchorExamination | None:
         areas=areas,
         sides_in_cells=np.sqrt(areas) / np.array(case.detector.strides),
         spread=float(centres.std(axis=0).mean()),
+        misdealt=_misdealt(anchors, sizes if label_sizes is None else label_sizes),
         usable=min(usable, label_usable),
     )
 
@@ -83,15 +87,15 @@ def _boxes(case) -> tuple:
     return np.concatenate(sizes)[:MOST], np.concatenate(centres), float(usable / max(objects, 1))
 
 
-def _labels(case, anchors) -> tuple[AnchorFit | None, float]:
-    """The fit to the boxes of the label files, None where these are not known, and the share of usable ones."""
+def _labels(case) -> tuple[np.ndarray | None, float]:
+    """Sizes [N, 2] in the label files, as the network sees them, None where not known, and the share of usable ones."""
     samples = [one for one in (case.samples.get("train") or ())[:MOST] if len(one.boxes)]
     if not samples:
         return None, 1.0
     usable = [usable_boxes(one.boxes, np.zeros(len(one.boxes)), one.size) for one in samples]
     sizes = assembly.network_sizes(samples, case.batches[0][0].shape[1:3])
     good = np.concatenate(usable) & np.isfinite(sizes).all(axis=1) & (sizes > 0).all(axis=1)
-    return (match_statistics(anchors, sizes[good][:MOST]) if good.any() else None), float(good.mean())
+    return (sizes[good][:MOST] if good.any() else None), float(good.mean())
 
 
 def _best_factor(anchors: Anchors, sizes) -> tuple[float, float]:
@@ -106,6 +110,17 @@ def _best_factor(anchors: Anchors, sizes) -> tuple[float, float]:
 
 def _log_ratio(anchors: Anchors, sizes) -> np.ndarray:
     """ln(side / side of the anchor that fits best), [N, 2]."""
+    return np.log(sizes / anchors.flat()[_best(anchors, sizes)])
+
+
+def _misdealt(anchors: Anchors, sizes) -> float:
+    """Share of the boxes that go to another scale than the one that suits their size."""
+    scales, each = anchors.sizes.shape[:2]
+    return float((_best(anchors, sizes) // each != suited_scale(sizes, scales)).mean())
+
+
+def _best(anchors: Anchors, sizes) -> np.ndarray:
+    """Index of the anchor that fits each box best, [N]."""
     flat = anchors.flat()
     overlaps = np.minimum(sizes[:, None], flat[None]).prod(-1) / np.maximum(sizes.prod(-1)[:, None], flat.prod(-1))
-    return np.log(sizes / flat[overlaps.argmax(axis=1)])
+    return overlaps.argmax(axis=1)

@@ -12,6 +12,7 @@ from multigrid.diagnosis.rules.telling import ROUGH
 UNIT_FACTOR = 5.5  # anchors that are off by more, all alike, are in another unit
 GOOD_FIT = 0.45  # mean IoL from which the anchors would fit once they are multiplied
 BETTER = 0.12  # by how much another size of all anchors would raise the mean IoL
+MISDEALT = 0.75  # share of the boxes that go to a grid that does not suit their size
 SPREAD = 0.04  # of the boxes' centres; below, it is the boxes that are in another unit
 USABLE = 0.8  # share of boxes in their image; below, it is the boxes that are wrong
 SAME = 0.15  # how far an error may be from a whole number of cells or a power of two
@@ -83,10 +84,10 @@ def anchors_in_the_wrong_order(case):
 def anchors_do_not_fit(case):
     """Many boxes have no anchor of about their size, and no single factor is missing."""
     seen = case.examined(anchors_fit.examine)
-    if not _labels_are_sound(seen) or not _misfit(seen, seen.fit):
+    if not _labels_are_sound(seen):
         return None
-    if seen.label_fit is not None and not _misfit(seen, seen.label_fit):
-        return None
+    if not _misfit(seen, seen.fit) or seen.label_fit is not None and not _misfit(seen, seen.label_fit):
+        return _misdealt(seen) if seen.misdealt > MISDEALT else None
     worst = ", ".join(f"{width:.0f}x{height:.0f}" for width, height, _ in seen.fit.worst)
     return Verdict(
         0.9 if seen.fit.mean_iol < 0.45 or seen.fit.share_above_quarter < 0.8 else 0.7,
@@ -103,6 +104,29 @@ def anchors_do_not_fit(case):
         ),
         Remedy(
             f"Fit anchors to this data set: `{REFIT}`.", settings=("data.anchors=anchors.txt",), where="data.anchors"
+        ),
+    )
+
+
+def _misdealt(seen) -> Verdict:
+    """Anchors of about the right shapes whose sizes send objects to grids that do not suit them."""
+    return Verdict(
+        0.6,
+        (
+            Observation(
+                "boxes whose anchor is on a grid that does not suit their size", round(seen.misdealt, 2), "0.1"
+            ),
+            Observation(
+                "share of boxes by scale, coarse to fine", np.round(seen.fit.scale_shares, 2).tolist(), "spread"
+            ),
+            Observation("anchor side in cells, coarse to fine", np.round(seen.sides_in_cells, 2).tolist(), "2 to 4"),
+        ),
+        (
+            "nearly all are: anchors that are dealt by area, as in YOLOv3, send two in three there at most",
+            "on each grid the anchors grow with the stride, and some anchor is about as large as the box",
+        ),
+        Remedy(
+            f"Fit anchors at this input size: `{REFIT}`.", settings=("data.anchors=anchors.txt",), where="data.anchors"
         ),
     )
 
