@@ -202,6 +202,22 @@ class RolledClasses(MultiGridLoss):
         return super().breakdown(encoded, [order(grid) for grid in outputs])
 
 
+class NextClass(MultiGridLoss):
+    """Counts a background class that is not there."""
+
+    def encode(self, y_true, outputs):
+        classes = ops.convert_to_tensor(y_true["classes"])
+        moved = ops.where(classes >= 0, (classes + 1) % self.num_classes, classes)
+        return super().encode({**y_true, "classes": moved}, outputs)
+
+
+class Maximized(Changed):
+    """IoU - 1 for 1 - IoU."""
+
+    def change(self, name, part, said):
+        return -part if name == "localization" else part
+
+
 class DeafToClasses(MultiGridLoss):
     def breakdown(self, encoded, outputs):
         return super().breakdown(encoded._replace(classes=ops.minimum(encoded.classes, 0)), outputs)

@@ -57,6 +57,14 @@ class ClassScores(DecodeGrids):
         return {**said, "scores": said["scores"] / keras.ops.maximum(said["objectness"], 1e-9)[..., None]}
 
 
+class OtherOrder(DecodeGrids):
+    """Scores by the names of the classes in another order."""
+
+    def call(self, grids):
+        said = super().call(grids)
+        return {**said, "scores": keras.ops.roll(said["scores"], 1, axis=-1)}
+
+
 class Trains:
     """A network that is run in training mode."""
 
@@ -174,6 +182,14 @@ def settle(case, norms) -> None:
     modes._count_anew(case, norms)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def test_classes_in_another_order_are_named_and_no_half_scores(trainer):
+    detector = trainer.detector
+    options = {name: getattr(detector, name) for name in ("offset_activation", "class_activation")}
+    decode = OtherOrder(detector.anchors, detector.strides, **options)
+    with predicting(trainer, model=keras.Model(detector.input, decode(detector.outputs))) as case:
+        assert first(case, ORACLE) == "MG811"
 
 
 @pytest.mark.parametrize(("change", "said"), [("none", False), ("statistics", True), ("kernels", False)])

@@ -25,7 +25,7 @@ GRADIENTS = [
     loss.unprotected_divisor, balance.part_out_of_proportion, loss_functions.gradient_through_mask,
     loss_functions.degenerate_boxes,
 ]  # fmt: skip
-READINGS = [loss_functions.loss_reads_otherwise, loss_functions.not_smallest_at_truth]
+READINGS = [loss_functions.wrong_sign, loss_functions.loss_reads_otherwise, loss_functions.not_smallest_at_truth]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,9 @@ def test_gradients_tell_causes_apart(trainer, kind, options, cause):
         assert first(case, GRADIENTS) == cause
 
 
-@pytest.mark.parametrize(("kind", "cause"), [(faults.RawOffsets, "MG616"), (faults.HalfSizeBoxes, "MG622")])
+@pytest.mark.parametrize(
+    ("kind", "cause"), [(faults.RawOffsets, "MG616"), (faults.HalfSizeBoxes, "MG622"), (faults.Maximized, "MG625")]
+)
 def test_readings_tell_causes_apart(trainer, kind, cause):
     with case_with(trainer, kind) as case:
         assert first(case, READINGS) == cause

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 
 import faulty_losses as faults
+import keras
 import numpy as np
 import pytest
+from keras import ops
 from small_cases import case_with, first, rules_of, verdicts
 from small_runs import make_config
 
@@ -15,6 +17,7 @@ from multigrid.models.head import grid_name
 from multigrid.training.trainer import MultiGridTrainer
 
 RULES = rules_of(model)
+PLACES = [model.answers_at_random, model.cells_look_elsewhere]
 HEAD = [model.no_prior, model.prior_of_the_wrong_sign, model.saturated_outputs, model.map_does_not_arrive]
 
 
@@ -116,6 +119,39 @@ def test_a_head_that_has_learnt_raises_no_alarm(trainer):
 def test_filters_that_are_alike_are_named(trainer, change):
     with altered(trainer, change) as case:
         assert first(case, [model.filters_alike, model.map_does_not_arrive]) == "MG708"
+
+
+@contextlib.contextmanager
+def through(trainer, function, strides=(16, 8)):
+    """The detector with a function behind the last feature map of these grids."""
+    layers = [trainer.detector.get_layer(f"head_{stride}_leaky") for stride in strides]
+    for one in layers:
+        one.call = lambda inputs, before=one.call: function(before(inputs))
+    try:
+        with case_with(trainer) as case:
+            yield case
+    finally:
+        for one in layers:
+            del one.call
+
+
+def test_features_that_a_reshape_scatters_are_not_of_their_place(trainer):
+    scattered = lambda maps: ops.reshape(ops.transpose(maps, (0, 3, 1, 2)), ops.shape(maps))  # noqa: E731
+    with through(trainer, scattered) as case:
+        assert verdicts(case, PLACES)["MG710"].confidence > 0.5
+
+
+def test_a_dropout_that_is_always_on_is_named_and_no_scatter(trainer):
+    seeds = keras.random.SeedGenerator(1)
+    with through(trainer, lambda maps: keras.random.dropout(maps, 0.5, seed=seeds)) as case:
+        assert set(verdicts(case, PLACES)) == {"MG709"}
+
+
+def test_maps_that_are_blurred_or_still_raise_no_alarm(trainer):
+    blurred = lambda maps: ops.average_pool(maps, 3, 1, "same")  # noqa: E731
+    for change in (blurred, ops.zeros_like):
+        with through(trainer, change) as case:
+            assert verdicts(case, PLACES) == {}
 
 
 def test_output_layers_may_start_at_zero(trainer):

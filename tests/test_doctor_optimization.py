@@ -341,6 +341,14 @@ def test_a_rate_that_is_too_low(told):
     assert told(a_course(CALM, ratio=2e-4)) == {}
 
 
+def test_steps_up_the_gradient_are_proved_by_steps_the_other_way(told):
+    again = replayed({(-1.0, -1.0): 60.0, (0.1, 0.1): 102.0, (0.01, 0.01): 100.0})
+    found = told(a_course(WILD, ratio=0.02, grown=3.0, again=again))
+    assert found["MG520"] == 0.9 and "MG501" in learning_rate.steps_go_up.explains
+    too_high = replayed({(-1.0, -1.0): 290.0, (0.1, 0.1): 80.0, (0.01, 0.01): 95.0})
+    assert "MG520" not in told(a_course(WILD, ratio=0.4, grown=3.0, again=too_high))
+
+
 def test_the_rate_that_is_advised_is_the_best_of_those_that_were_tried(compiled):
     case = compiled(learning_rate=0.1)
     rates = {0.003: 95.0, 0.01: 80.5, 0.03: 80.0, 0.1: 150.0}

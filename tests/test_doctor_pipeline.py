@@ -138,6 +138,22 @@ def test_sorted_files_that_are_shuffled_raise_no_alarm(trainer):
     )
 
 
+def test_an_epoch_that_shows_some_samples_alone_is_named_with_its_reason(trainer):
+    again = spoilt(trainer)
+    again.train_data.sample_indices = lambda index, own=again.train_data.sample_indices: own(0)
+    verdict = named(pipeline, again)["MG909"]
+    assert "batches enough" in verdict.why[0] and verdict.confidence == 0.9
+
+    class Short(type(again.train_data)):
+        def __len__(self):
+            return 1
+
+    short = spoilt(trainer)
+    short.train_data.__class__ = Short
+    assert "length is wrong" in named(pipeline, short)["MG909"].why[0]
+    assert "MG909" not in named(pipeline, spoilt(trainer))
+
+
 def test_draws_that_begin_anew_each_epoch_are_named(trainer):
     case = spoilt(trainer)
     drawn = case.train_data._rng

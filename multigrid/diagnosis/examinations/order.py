@@ -46,6 +46,15 @@ def examine(case) -> Order | None:
     return Order(same, _uniformity(samples, first) if samples and first else {}, again, seen)
 
 
+def shown_share(case) -> float | None:
+    """Share of the samples that an epoch shows, as the main image of a place in a batch; None where not known."""
+    data, samples = case.train_data, case.samples.get("train")
+    order = _indices(data) if samples else []
+    if not order:
+        return None
+    return len({sample for batch in order for sample in batch}) / len(samples)
+
+
 def has_epochs(data) -> bool:
     """Whether the epoch can be chosen: a plain attribute may be one that nothing follows."""
     return isinstance(getattr(type(data), "epoch", None), property)

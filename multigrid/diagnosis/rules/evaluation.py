@@ -19,6 +19,7 @@ NEAR = 0.02  # of an image's side: labels that are nearer to the batches' object
 HIGH_THRESHOLD = 0.05
 UNSTEADY = 1e-3
 OTHER_NETWORK = 0.02
+WRONG_CLASSES = 0.3  # share of the objects of the perfect answer that get another class
 APART = 1.3  # times the loss of training that the moving statistics' loss may be; 0.98 to 1.05 in healthy runs
 UNSETTLED = 0.02  # share of the first statistics that is left
 
@@ -218,6 +219,29 @@ def capped_or_half_scored(case):
             part="predictor", where="detection.max_detections",
         ),
         hygiene=not deaf and whole.crowd >= most,
+    )  # fmt: skip
+
+
+@rule(
+    "MG811", "Prediction has the classes in another order", group="evaluation", stage="evaluation",
+    explains=("MG808", "MG807"),
+)  # fmt: skip
+def classes_in_another_order(case):
+    """The perfect answer comes out with its boxes and with other classes."""
+    seen = case.examined(oracle.examine_decoding)
+    if seen is None or case.detector.num_classes < 2 or seen.overlap < DECODED or seen.wrong_class < WRONG_CLASSES:
+        return None
+    return Verdict(
+        0.9,
+        (
+            Observation("cells whose highest score is not of the class told", round(seen.wrong_class, 2), "0"),
+            Observation("overlap of their decoded boxes with the objects", round(seen.overlap, 3), "1"),
+        ),
+        ("boxes are right, so that grids and anchors are read as they should be; a wrong activation keeps the order",),
+        Remedy(
+            "Give prediction the class names in the order of data.classes, and read the channels in theirs.",
+            part="predictor", where="data.classes, the predictor's decoder",
+        ),
     )  # fmt: skip
 
 

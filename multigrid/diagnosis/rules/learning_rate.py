@@ -59,6 +59,34 @@ def rate_too_high(case):
     )
 
 
+@rule(
+    "MG520", "Steps go up the gradient: the sign of the update is turned", group="optimization", stage="training",
+    explains=("MG501", "MG502", "MG506", "MG519", "MG650", "MG651", "MG656", "MG657", "MG659", "MG750", "MG752"),
+)  # fmt: skip
+def steps_go_up(case):
+    """The loss rises, and falls if every step is made the other way."""
+    signs = _signs(case.course)
+    turned = undone(case, "steps the other way", lambda path, step: -1.0) if signs else None
+    if turned is None or not turned.stable or turned.gain < GAIN:
+        return None
+    lower = undone(case, "learning rate x 0.1", lambda path, step: 0.1)
+    if turned.gain < lower.gain:
+        return None
+    return Verdict(
+        0.9,
+        signs,
+        (
+            f"the same {turned.steps} steps from the same start with the same batches, each made the other way, end at "
+            f"a loss of {turned.after:.4g} instead of {turned.before:.4g}",
+            f"a tenth of the rate ends at {lower.after:.4g}: a rate that is too high is mended by that, not by a turn",
+        ),
+        Remedy(
+            "Subtract the gradient: look at the optimizer, a training step of your own, a reversed gradient.",
+            part="optimizer", where="optimizer, train_step",
+        ),
+    )  # fmt: skip
+
+
 @rule("MG502", "The training has no warm-up", group="optimization", stage="training", explains=("MG501", "MG519"))
 def no_warmup(case):
     """The first steps are made at the highest rate, and go wrong; with a rise they do not."""

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from multigrid.diagnosis.examinations import gradients, relations, responses, roundtrip
+from multigrid.diagnosis.examinations import gradients, outputs, relations, responses, roundtrip
 from multigrid.diagnosis.examinations.responses import KNOTS, SURE
 from multigrid.diagnosis.examinations.roundtrip import boxes_are_read_right
 from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
@@ -289,6 +289,33 @@ def not_smallest_at_truth(case):
         (table("other readings that were tried", seen.others, "").value,),
         Remedy("Compare the boxes that the loss decodes with the true ones.", part="criterion"),
     )
+
+
+@rule(
+    "MG625", "A part of the loss has the wrong sign", group="loss", stage="batch",
+    explains=("MG609", "MG616", "MG618", "MG622", "MG623", "MG752"),
+)  # fmt: skip
+def wrong_sign(case):
+    """It is below zero for a head that knows nothing, and rises towards the perfect answer."""
+    scene = case.examined(outputs.examine)
+    if scene is None:
+        return None
+    fresh = outputs.measure(case, scene, outputs.start_cells(case, scene))
+    perfect = outputs.measure(case, scene)
+    turned = [name for name in fresh.parts if fresh.sum(name) < min(-1e-6, perfect.sum(name))]
+    if not turned:
+        return None
+    return Verdict(
+        0.9,
+        tuple(
+            Observation(f"{name} of a fresh head, and of the perfect answer", f"{short(fresh.sum(name))}, "
+                        f"{short(perfect.sum(name))}", "above 0, and less for the perfect answer")
+            for name in turned
+        ),
+        ("training makes it smaller, that is, the answers worse; a coefficient has no part in it",),
+        Remedy("Turn the sign: 1 - IoU and minus log-likelihood are what is to be small.", part="criterion",
+               where=", ".join(turned)),
+    )  # fmt: skip
 
 
 @rule(

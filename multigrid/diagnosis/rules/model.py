@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from multigrid.diagnosis.examinations import claims, relations, responses, roundtrip, start
+from multigrid.diagnosis.examinations import claims, places_seen, relations, responses, roundtrip, start
 from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
 from multigrid.diagnosis.rules.telling import ROUGH, defaults_for
 
@@ -13,6 +13,8 @@ EVERYWHERE = 0.65  # from which it says that objects are everywhere
 SATURATED = 0.05  # share of logits
 WIDE = 3.0  # standard deviation of the outputs
 LARGE_KERNEL = 0.4  # standard deviation of an output layer's kernel; 0.01 at the start, 0.1 after training
+RANDOM = 0.02  # difference of two answers to one image over their spread
+LOCAL = 1.6  # change of cells in a changed patch over that of others; 2.8 and more on the finer grids in sound networks
 UNUSED = 0.3  # share of the classes
 
 
@@ -192,6 +194,61 @@ def filters_alike(case):
             "Initialize these kernels at random.", part="detector", where=", ".join((*seen.zero, *seen.identical)[:3])
         ),
     )
+
+
+@rule(
+    "MG709", "The network says something else each time it is asked", group="model", stage="batch",
+    explains=("MG710", "MG806", "MG809", "MG659", "MG751"),
+)  # fmt: skip
+def answers_at_random(case):
+    """Chance is at work in inference, as of a Dropout that is always on."""
+    seen = case.examined(places_seen.examine)
+    repeated = float(np.nanmax(seen.repeated, initial=0.0))
+    if not repeated > RANDOM:
+        return None
+    return Verdict(
+        0.9 if repeated > 5 * RANDOM else 0.6,
+        (
+            Observation(
+                "difference of two answers to one image, over the answers' own spread", round(repeated, 3), "0"
+            ),
+        ),
+        ("both were asked in inference mode, with no step between: BatchNorm and data have no part in it",),
+        Remedy(
+            "Look for a Dropout, or noise, that is called with training=True, or passes `training` on to nobody.",
+            part="detector", where="the layers of the detector",
+        ),
+    )  # fmt: skip
+
+
+@rule(
+    "MG710", "What a cell says does not come from its place in the image", group="model", stage="batch",
+    explains=("MG659", "MG707"),
+)  # fmt: skip
+def cells_look_elsewhere(case):
+    """A change in a part of the image changes cells everywhere alike, as where a reshape stands for a transpose."""
+    seen = case.examined(places_seen.examine)
+    finer = seen.local[1:]  # of few coarse cells each sees most of the image
+    if not (finer < LOCAL).any() or np.nanmax(seen.repeated, initial=0.0) > RANDOM:
+        return None
+    return Verdict(
+        0.85,
+        (
+            Observation(
+                "change of the cells in a changed patch over that of others, coarse to fine",
+                np.round(seen.local, 2).tolist(), "above 2 but for the coarsest",
+            ),
+        ),
+        (
+            "noise was put into one patch of the image after the other, and the network asked; the labels have no part "
+            "in it",
+            "a scale without any signal would not change at all",
+        ),
+        Remedy(
+            "Look at what moves axes or features between backbone and grids: reshape, transpose, upsampling, padding.",
+            part="detector", where="the layers before the grids of these scales",
+        ),
+    )  # fmt: skip
 
 
 def _believes(case) -> float:

@@ -15,7 +15,7 @@ PLAIN = (1e-4, 0.2)  # learning rates of SGD, as if without momentum times 10
 FAR = 10.0  # times beyond these ranges: harm is likely then
 BATCH = 16  # images that a rate of SGD's is usually given for
 WHAT_OTHERS_DO = {  # of a setting that is another than the config says: what that other value does
-    "training.learning_rate": ("MG501", "MG502", "MG504", "MG519"),
+    "training.learning_rate": ("MG501", "MG502", "MG503", "MG504", "MG509", "MG510", "MG519", "MG520"),
     "training.head_lr_multiplier": ("MG506",),
     "training.weight_decay": ("MG509", "MG510"),
     "training.momentum": ("MG511",),

@@ -13,6 +13,7 @@ TOO_SMALL = 0.2  # likewise, where an image has white
 WHITE = 128  # grey levels, that some pixel of a batch should reach
 MENDED = 0.5  # of the distance from what BatchNorm has learned, that is left once values are scaled
 FLAT_CHANNEL = 2.0  # grey levels of standard deviation
+SHOWN = 0.7  # share of the samples that an epoch shows at least
 PLAIN = 0.02  # share of labelled images that are of one colour
 SORTED = 6.0  # standard deviations beyond chance
 UNIFORM = 12.0  # likewise, where it must be spoken of by itself
@@ -123,6 +124,35 @@ def blank_images(case):
             "Let errors of reading be errors; do not put an empty image in.", part="data", where="what reads the images"
         ),
     )
+
+
+@rule(
+    "MG909", "An epoch shows only some of the samples", group="pipeline", stage="batch",
+    explains=("MG906", "MG908", "MG903", "MG951"),
+)  # fmt: skip
+def samples_left_out(case):
+    """It ends too early, or shows the same batch again and again."""
+    share = case.examined(order.shown_share)
+    if share is None or share > SHOWN:
+        return None
+    batches, samples = len(case.train_data), len(case.samples["train"])
+    size = len(case.batches[0][0])
+    short = batches * size < SHOWN * samples
+    return Verdict(
+        0.9,
+        (
+            Observation("share of the samples that an epoch shows", round(share, 3), "1, or all but a part of a batch"),
+            Observation("batches of an epoch", batches, f"{-(-samples // size)} of {size} images"),
+        ),
+        (
+            "the epoch is too short: its length is wrong" if short
+            else "the epoch has batches enough, and they show the same samples again",
+        ),
+        Remedy(
+            "Look at the length of the data, or at how its batches are chosen.", part="data",
+            where="__len__ of the data" if short else "__getitem__ of the data",
+        ),
+    )  # fmt: skip
 
 
 @rule("MG906", "Samples are not shuffled", group="pipeline", stage="batch")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from multigrid.diagnosis.examinations import anchors_fit, claims, roundtrip
+from multigrid.diagnosis.examinations import anchors_fit, claims, outputs, roundtrip
 from multigrid.diagnosis.examinations.roundtrip import NEAR
 from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
 from multigrid.diagnosis.rules.telling import ROUGH
@@ -17,7 +17,9 @@ SPREAD = 0.04  # of the boxes' centres; below, it is the boxes that are in anoth
 USABLE = 0.8  # share of boxes in their image; below, it is the boxes that are wrong
 SAME = 0.15  # how far an error may be from a whole number of cells or a power of two
 # what follows, in the loss and behind it, where cells should say something else than the truth
-CONSEQUENCES = ("MG604", "MG606", "MG607", "MG609", "MG617", "MG618", "MG622", "MG623", "MG803", "MG807")
+CONSEQUENCES = (
+    "MG602", "MG604", "MG606", "MG607", "MG609", "MG617", "MG618", "MG620", "MG622", "MG623", "MG803", "MG807", "MG808",
+)  # fmt: skip
 REFIT = "multigrid anchors --config YOUR.yaml --output anchors.txt"
 
 
@@ -201,6 +203,33 @@ def other_stride(case):
         ),
         ("the error is a pure factor about the origin; a shift would be the same in all cells",),
         Remedy("Give the criterion the detector's strides.", part="criterion", where="criterion.strides"),
+    )
+
+
+@rule(
+    "MG315", "Cells should say other classes than the labels", group="targets", stage="batch",
+    explains=("MG706", "MG808", "MG811", "MG803"),
+)  # fmt: skip
+def other_classes_in_targets(case):
+    """The encoder changes the class on its way, as where it counts a background class that is not there."""
+    scene = case.examined(outputs.examine)
+    if scene is None:
+        return None
+    objects = scene.classes >= 0
+    said, true = outputs.as_array(scene.targets.classes)[objects], scene.classes[objects]
+    if (said == true).all():
+        return None
+    pairs = sorted({(int(one), int(other)) for one, other in zip(true, said, strict=True) if one != other})
+    return Verdict(
+        0.95,
+        (
+            Observation("objects whose class is another in the targets", round(float((said != true).mean()), 2), "0"),
+            Observation(
+                "label -> target, as class numbers", ", ".join(f"{one} -> {other}" for one, other in pairs), ""
+            ),
+        ),
+        ("the objects are designed, so the labels have no part in it; the predictor is not asked",),
+        Remedy("Give the encoder the classes as they are, from 0.", part="criterion", where="criterion.encode"),
     )
 
 
