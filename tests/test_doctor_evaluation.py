@@ -13,6 +13,7 @@ from small_runs import make_config
 
 from multigrid.data.images import Letterbox
 from multigrid.detection.decode import DecodeGrids
+from multigrid.detection.pipeline import View
 from multigrid.detection.suppression import Suppression
 from multigrid.diagnosis.examinations import modes, oracle
 from multigrid.diagnosis.examinations.coverage import is_norm
@@ -160,6 +161,18 @@ def test_labels_in_other_units_are_named(trainer):
     ]
     with case_with(trainer, samples={**trainer.samples, "val": val}) as case:
         assert first(case, ORACLE) == "MG807"
+
+
+@pytest.mark.parametrize(("scales", "cause"), [((0.34,), "MG812"), ((2.0,), "MG812"), ((0.5, 1.0), None)])
+def test_prediction_at_another_size_is_named_and_decoding_is_still_asked(trainer, scales, cause):
+    made = trainer.predictor(evaluating=True)
+    size = trainer.train_data.input_size
+    before = made.views
+    made.look_by([View(tuple(max(1, round(side * one / 32)) * 32 for side in size), False) for one in scales])
+    with case_with(trainer, predictor=made) as case:
+        assert first(case, ORACLE) == cause
+        assert case.examined(oracle.examine_findings).found == 1.0
+    made.look_by(before)
 
 
 @pytest.mark.parametrize("most", [1, 2])

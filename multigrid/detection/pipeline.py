@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -99,9 +99,13 @@ class DetectionPipeline:
         self.max_detections, self.batch_size = max_detections, batch_size
         self.network_seconds = 0.0
         sizes = [tuple(max(1, round(side * scale / coarsest)) * coarsest for side in input_size) for scale in scales]
-        self.views = [View(size, flipped) for size in dict.fromkeys(sizes) for flipped in (False, True)[: 1 + flip]]
         self._strides = detector.strides
-        corners, scale = zip(*(cell_corners(view.size, detector.strides) for view in self.views), strict=True)
+        self.look_by([View(size, flipped) for size in dict.fromkeys(sizes) for flipped in (False, True)[: 1 + flip]])
+
+    def look_by(self, views: Sequence[View]) -> None:
+        """Has every image be looked at in these views instead."""
+        self.views = list(views)
+        corners, scale = zip(*(cell_corners(view.size, self._strides) for view in self.views), strict=True)
         self._cell_corners, self._cell_scale = corners, np.concatenate(scale)
 
     def new_trace(self, thresholds) -> Trace:

@@ -15,6 +15,7 @@ from keras import ops
 
 from multigrid.data.images import Letterbox, read_image
 from multigrid.detection.candidates import Candidates
+from multigrid.detection.pipeline import View
 from multigrid.diagnosis.examinations import outputs
 from multigrid.diagnosis.examinations.outputs import as_array
 from multigrid.evaluation.evaluator import coco_metrics, to_coco_ground_truth, to_coco_results
@@ -270,12 +271,13 @@ class _Says:
 @contextlib.contextmanager
 def _told(predictor, decoded: dict):
     """The predictor with that for its network, and one view of every image."""
-    kept = {name: getattr(predictor, name) for name in ("model", "views", "network_seconds")}
-    plain = [view for view in predictor.views if view.size == tuple(predictor.input_size) and not view.flipped]
-    predictor.model, predictor.views = _Says(decoded), plain[:1] or predictor.views[:1]
+    kept, views = {name: getattr(predictor, name) for name in ("model", "network_seconds")}, predictor.views
+    predictor.model = _Says(decoded)
+    predictor.look_by([View(tuple(predictor.input_size), False)])
     try:
         yield predictor
     finally:
+        predictor.look_by(views)
         for name, value in kept.items():
             setattr(predictor, name, value)
 

@@ -19,6 +19,7 @@ NEAR = 0.02  # of an image's side: labels that are nearer to the batches' object
 HIGH_THRESHOLD = 0.05
 UNSTEADY = 1e-3
 OTHER_NETWORK = 0.02
+OTHER_SIZE = 1.45  # times as large or small that an input may be
 WRONG_CLASSES = 0.3  # share of the objects of the perfect answer that get another class
 APART = 1.3  # times the loss of training that the moving statistics' loss may be; 0.98 to 1.05 in healthy runs
 UNSETTLED = 0.02  # share of the first statistics that is left
@@ -242,6 +243,32 @@ def classes_in_another_order(case):
             "Give prediction the class names in the order of data.classes, and read the channels in theirs.",
             part="predictor", where="data.classes, the predictor's decoder",
         ),
+    )  # fmt: skip
+
+
+@rule(
+    "MG812", "Prediction looks at images at another size than training", group="evaluation", stage="evaluation",
+)  # fmt: skip
+def other_input_size(case):
+    """None of the sizes that images are predicted at is about one of those that are trained at."""
+    views = getattr(case.predictor, "views", None)
+    if not views:
+        return None
+    height, width = case.config.model.input_size if case.config else case.batches[0][0].shape[1:3]
+    training = getattr(case.config, "augmentation", None)
+    least, most = (training and training.multi_scale) or (1.0, 1.0)
+    sides = [float(np.sqrt(view.size[0] * view.size[1] / (height * width))) for view in views]
+    if any(least / OTHER_SIZE < side < most * OTHER_SIZE for side in sides):
+        return None
+    return Verdict(
+        0.9,
+        (
+            Observation("sizes that prediction looks at, (height, width)", sorted({view.size for view in views}),
+                        f"({height}, {width}) among them"),
+        ),
+        ("objects are then larger or smaller than any that were trained on; anchors and decoding fit the training",),
+        Remedy("Predict at the size of training, alone or among others.",
+               settings=defaults_for(case, "detection", "scales"), part="predictor", where="detection.scales"),
     )  # fmt: skip
 
 
