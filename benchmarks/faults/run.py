@@ -6,10 +6,11 @@
     python benchmarks/faults/run.py --data my-data-set       # a folder with train.txt, val.txt and classes.txt
     python benchmarks/faults/score.py                        # the table of all that was run
 
-Tiers: smoke is the gross dose of the development set with one seed, and the controls; development and further are all
-doses of one set and seed; full is both sets with three seeds. A run that the table has for the same commit is skipped,
-so that a benchmark that was stopped goes on. What the doctor gets is a trainer with the objects that would train; it is
-told nothing else. The scenes are drawn, and the backbone that all begin with is trained, at the first call (minutes).
+Tiers: smoke is the gross dose of the development set with one seed, and the controls; development, further and blind
+are all doses of one set and seed; full is all sets with three seeds. A run that the table has for the same commit is
+skipped, so that a benchmark that was stopped goes on. What the doctor gets is a trainer with the objects that would
+train; it is told nothing else. The scenes are drawn, and the backbone that all begin with is trained, at the first call
+(minutes).
 """
 
 import argparse
@@ -31,7 +32,8 @@ TIERS = {
     "smoke": {"sets": ("development",), "doses": ("gross",), "seeds": (1,)},
     "development": {"sets": ("development",), "doses": DOSES, "seeds": (1,)},
     "further": {"sets": ("further",), "doses": DOSES, "seeds": (1,)},
-    "full": {"sets": ("development", "further"), "doses": DOSES, "seeds": (1, 2, 3)},
+    "blind": {"sets": ("blind",), "doses": DOSES, "seeds": (1,)},
+    "full": {"sets": ("development", "further", "blind"), "doses": DOSES, "seeds": (1, 2, 3)},
 }
 EXAMINERS = {"doctor": "results.jsonl", "baselines": "baselines.jsonl"}  # and their tables
 

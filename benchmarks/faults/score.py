@@ -16,7 +16,7 @@ import statistics
 import sys
 
 from damage_rules import harmed, repaired
-from faults import DOSES, FAULTS
+from faults import DOSES, FAULTS, SETS
 
 from multigrid import report
 from multigrid.diagnosis.finding import GROUPS, LIKELY
@@ -126,7 +126,7 @@ SUMMARY = (
 
 def summary(method: str, rows: list[dict], harm: list[dict]):
     """The lines of a method: by set and dose, and all doses of a set."""
-    for kind in ("development", "further"):
+    for kind in SETS:
         of_set = [row for row in rows if row["dose"] and FAULTS[row["fault"]].set == kind]
         for dose in (*DOSES, None):
             chosen = [row for row in of_set if dose in (None, row["dose"])]

@@ -13,7 +13,7 @@ WHEN = {  # the earliest point at which a fault can be seen
     "L": "in some epochs",
     "P": "in evaluation",
 }
-SETS = ("development", "further")
+SETS = ("development", "further", "blind")
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,20 @@ def fault(
     accepted: Sequence[str],
     *,
     further: bool = False,
+    blind: bool = False,
     settings: Sequence[str] = (),
 ):
-    """Makes a `Fault` of a function (making, dose); its name is the key, doses come as in `DOSES`."""
+    """Makes a `Fault` of a function (making, dose); its name is the key, doses come as in `DOSES`.
+
+    Args:
+        code, group, when, accepted, settings: see `Fault`.
+        doses: what each of `DOSES` means, from the first on.
+        further, blind: whether it is of this set; else it is of the development set.
+    """
     named = dict(zip(DOSES, doses, strict=False))
 
     def made(function) -> Fault:
-        kind = SETS[further]
+        kind = SETS[2 if blind else further]
         return Fault(function.__name__, code, group, when, kind, tuple(accepted), named, function, tuple(settings))
 
     return made

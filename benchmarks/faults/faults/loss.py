@@ -29,7 +29,7 @@ def _reads(making, which: str, function) -> None:
     making.criterion(breakdown=breakdown)
 
 
-def _sums(making, function) -> None:
+def with_sums(making, function) -> None:
     """Has the sums over positive cells go through function(criterion, sums, cells, quality, encoded, layout)."""
 
     def sums_over_claims(self, cells, quality, encoded, layout):
@@ -39,7 +39,7 @@ def _sums(making, function) -> None:
     making.criterion(_sums_over_claims=sums_over_claims)
 
 
-def _raw(criterion, cells, encoded):
+def raw_outputs(criterion, cells, encoded):
     """Channels of the positive cells [B, M, 9, ...]; zeros for the others."""
     claimed = targets.gather_cells(cells, encoded.cell)
     return criterion._split(ops.where(encoded.positive[..., None], claimed, 0.0))
@@ -70,7 +70,7 @@ def anchor_loss_not_masked(making, scales):
         added = _by_scale_of_cells(everywhere, layout) * np.array(scales, "float32")
         return {**sums, "anchor": sums["anchor"] + added}
 
-    _sums(making, add)
+    with_sums(making, add)
 
 
 @fault("L13", "loss", "B", PROBABILITIES, ("MG612",))
@@ -103,7 +103,7 @@ def positives_diluted(making, power):
         count = np.array([rows * columns for rows, columns in layout.shapes], "float32") ** power
         return {name: values / count for name, values in sums.items()}
 
-    _sums(making, divide)
+    with_sums(making, divide)
 
 
 @fault("L09", "loss", "B", (0.0, 0.02, 0.1), ("MG608",), further=True)
@@ -133,10 +133,10 @@ def gradient_through_mask(making, _):
     """A part whose values are finite and whose gradient is not, where a row is padding."""
 
     def add(criterion, sums, cells, quality, encoded, layout):
-        length = ops.sqrt(ops.sum(_raw(criterion, cells, encoded).wh ** 2, axis=-1))
+        length = ops.sqrt(ops.sum(raw_outputs(criterion, cells, encoded).wh ** 2, axis=-1))
         return {**sums, "localization": sums["localization"] + 0.1 * _by_scale_of_claims(length, encoded, layout)}
 
-    _sums(making, add)
+    with_sums(making, add)
 
 
 @fault("L20", "loss", "E", (12.0, 6.0, 3.0), ("MG652",), further=True)
@@ -164,7 +164,7 @@ def positives_also_negative(making, weight):
     """Cells with an object are trained as empty ones besides, with this weight."""
 
     def add(criterion, sums, cells, quality, encoded, layout):
-        values = components.objectness(_raw(criterion, cells, encoded).objectness, 0.0)
+        values = components.objectness(raw_outputs(criterion, cells, encoded).objectness, 0.0)
         return {**sums, "object": sums["object"] + weight * _by_scale_of_claims(values, encoded, layout)}
 
-    _sums(making, add)
+    with_sums(making, add)

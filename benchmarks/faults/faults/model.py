@@ -14,13 +14,13 @@ from multigrid.models.head import grid_name
 FINEST = STRIDES[-1]
 
 
-def _grids(trainer) -> list:
+def grid_layers(trainer) -> list:
     return [trainer.detector.get_layer(grid_name(stride)) for stride in STRIDES]
 
 
 def _bias(making, value: float) -> None:
     def change(trainer):
-        for layer in _grids(trainer):
+        for layer in grid_layers(trainer):
             bias = ops.convert_to_numpy(layer.bias).copy()
             bias[4] = value
             layer.bias.assign(bias)
@@ -42,7 +42,7 @@ def objectness_prior_inverted(making, logit):
 def head_begins_too_large(making, deviation):
     def change(trainer):
         rng = np.random.default_rng(making.seed)
-        for layer in _grids(trainer):
+        for layer in grid_layers(trainer):
             layer.kernel.assign(rng.normal(0.0, deviation, layer.kernel.shape))
 
     making.change("detector", change)

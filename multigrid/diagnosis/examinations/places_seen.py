@@ -10,6 +10,7 @@ from keras import ops
 from multigrid.diagnosis.examinations.outputs import as_array
 
 IMAGES = 4
+FEWEST_CELLS = 6  # along each side of a grid
 SIDE = 0.25  # of the image's sides: a patch that is changed
 CORNERS = ((0.05, 0.1), (0.1, 0.65), (0.65, 0.05), (0.7, 0.7))  # (top, left) of the patches, in shares of the sides
 CHANGES = 60  # grey levels of the noise that a patch gets
@@ -23,7 +24,8 @@ class PlacesSeen:
         repeated: [S] by scale, coarse to fine: deviation between two answers to the same image over the deviation of
             the answers from cell to cell; 0 where both are the same.
         local: [S] mean change of the cells in a changed patch of the image over that of the cells elsewhere; infinite
-            where no other cell changes, NaN where none does.
+            where no other cell changes, NaN where none does and for grids of so few cells that each sees most of the
+            image.
     """
 
     repeated: np.ndarray
@@ -44,7 +46,7 @@ def examine(case) -> PlacesSeen:
         for scale, (one, other) in enumerate(_pairs(first, _said(case, changed))):
             moved = np.abs(one - other).mean(axis=(0, 3))
             mask = _cells(place, moved.shape)
-            inside[scale] += moved[mask].mean()
+            inside[scale] += moved[mask].mean() if min(moved.shape) >= FEWEST_CELLS else np.nan
             outside[scale] += moved[~mask].mean()
     return PlacesSeen(np.array(repeated), np.array([_ratio(*both) for both in zip(inside, outside, strict=True)]))
 
@@ -58,7 +60,7 @@ def _pairs(first, second):
 
 
 def _ratio(value: float, by: float) -> float:
-    return float(value / by) if by else (float("inf") if value else float("nan"))
+    return float(value / by) if by else (float("inf") if value > 0.0 else float("nan"))
 
 
 def _changed(images, top: float, left: float, rng) -> tuple:

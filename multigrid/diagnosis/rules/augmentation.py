@@ -29,7 +29,7 @@ def _raw(case) -> placement.Placement | None:
 
 @rule(
     "MG201", "An augmentation moves the image and leaves its boxes", group="augmentation", stage="batch",
-    explains=("MG206", "MG209"),
+    explains=("MG109", "MG206", "MG209"),
 )  # fmt: skip
 def boxes_left_behind(case):
     """A flip, a turn or a shift of the image alone, in all or some of the training images."""
