@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from multigrid.diagnosis.doctor import diagnose
-from multigrid.diagnosis.finding import LIKELY, Finding, ranked
+from multigrid.diagnosis.finding import Finding, ranked
 from multigrid.diagnosis.rules import RULES
 
 
@@ -35,8 +35,7 @@ class Listener:
                 else:
                     known.pop(one, None)
             first = next(iter(ranked(list(known.values()))), None)
-            verdict = first is not None and first.confidence >= LIKELY and not first.verdict.hygiene
-            history.append([steps, first.id if verdict else None])
+            history.append([steps, first.id if first is not None and first.is_cause else None])
         return history
 
 

@@ -90,16 +90,16 @@ def _show(diagnosis, headline: str) -> None:
             f"{one.confidence:.2f}",
             one.rule.cause,
             "hygiene" if one.verdict.hygiene else one.rule.stage,
-            one.consequence_of and f"follows from {one.consequence_of}",
+            one.consequence_of or "",
         )
         for one in diagnosis.findings
     ]
     if rows:
-        report.table("Findings, the likeliest first", ("rule", "confidence", "cause", "seen at", ""), rows)
+        report.table("Findings, the likeliest first", ("rule", "confidence", "cause", "seen at", "comes with"), rows)
     for one in diagnosis.causes:
         _show_cause(one)
     for one in diagnosis.findings:
-        if one not in diagnosis.causes and not one.consequence_of:
+        if not one.is_cause and not one.consequence_of:
             seen = one.verdict.seen[0]
             report.say(f"{one.id}, a hint: {seen.what} {seen.value}, when all is well {seen.reference}. {_advice(one)}")
     for rule, error in diagnosis.failed.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from multigrid.diagnosis.case import Case
 from multigrid.diagnosis.examinations.course import Trial
-from multigrid.diagnosis.finding import CERTAIN, LIKELY, Finding, Rule, ranked
+from multigrid.diagnosis.finding import CERTAIN, Finding, Rule, ranked
 from multigrid.diagnosis.remedies import fitted
 from multigrid.diagnosis.rules import RULES
 
@@ -40,10 +40,7 @@ class Diagnosis:
     @property
     def causes(self) -> tuple[Finding, ...]:
         """The findings that are verdicts: likely, harmful and no consequence of another."""
-        return tuple(
-            one for one in self.findings
-            if one.confidence >= LIKELY and not one.verdict.hygiene and not one.consequence_of
-        )  # fmt: skip
+        return tuple(one for one in self.findings if one.is_cause)
 
     @property
     def healthy(self) -> bool:

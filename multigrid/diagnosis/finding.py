@@ -99,6 +99,11 @@ class Finding:
         """Of the verdict, less where another finding explains it."""
         return self.verdict.confidence * (0.3 if self.consequence_of else 1.0)
 
+    @property
+    def is_cause(self) -> bool:
+        """Whether it is a verdict: likely, harmful and no consequence of another."""
+        return self.confidence >= LIKELY and not self.verdict.hygiene and not self.consequence_of
+
     def plain(self) -> dict:
         """All of it in JSON's own types."""
         remedy = self.verdict.remedy

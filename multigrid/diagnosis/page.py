@@ -83,7 +83,7 @@ def _counted(number: int, noun: str) -> str:
 def _headline(diagnosis: Diagnosis) -> str:
     asked = [rule for rule in RULES if rule.stage in diagnosis.stages]
     figures = [
-        ("causes", len(diagnosis.causes)),
+        ("cause" if len(diagnosis.causes) == 1 else "causes", len(diagnosis.causes)),
         ("rules asked", len(asked)),
         ("steps of trial", diagnosis.steps),
         ("seconds", f"{diagnosis.seconds:.0f}"),
@@ -99,7 +99,7 @@ def _finding(number: int, finding: Finding) -> str:
     if finding.consequence_of:
         kind += f"; follows from {finding.consequence_of}"
     pieces = [
-        parts.bars([(kind, f"confidence {finding.confidence:.2f}", finding.confidence, not verdict.hygiene)]),
+        parts.bars([(kind, f"confidence {finding.confidence:.2f}", finding.confidence, finding.is_cause)]),
         parts.table(
             ("what was seen", "value", "when all is well"),
             [(one.what, _value(one.value), one.reference) for one in verdict.seen],
@@ -165,7 +165,9 @@ def _funnel(diagnosis: Diagnosis) -> str:
     known = [(name, value) for name, value in steps if value is not None]
     most = max((value for _, value in known), default=0.0) or 1.0
     rows = [(name, f"{value:.2f}", value / most, value < known[0][1] / 2) for name, value in known]
-    text = f"{seen.positive_cells:.2f} cells answer for an object; {seen.empty_images:.0%} of the images are empty."
+    grown = seen.parsed is not None and seen.batched > seen.parsed
+    text = "Mosaics show the objects of several images. " if grown else ""
+    text += f"{seen.positive_cells:.2f} cells answer for an object; {seen.empty_images:.0%} of the images are empty."
     return parts.section("Objects an image, from file to cell", parts.bars(rows), parts.paragraph(text, "faint"))
 
 

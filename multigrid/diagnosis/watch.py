@@ -18,7 +18,7 @@ from multigrid.diagnosis.case import Case
 from multigrid.diagnosis.doctor import Diagnosis, ask, said
 from multigrid.diagnosis.examinations.course import LOOKS, Course, counted, measured
 from multigrid.diagnosis.examinations.looks import Watcher
-from multigrid.diagnosis.finding import CERTAIN, LIKELY, Finding, ranked
+from multigrid.diagnosis.finding import CERTAIN, Finding, ranked
 from multigrid.diagnosis.rules import RULES
 from multigrid.training.bundle import STEP, read_bundle
 from multigrid.training.faults import Fault, first_fault
@@ -251,8 +251,7 @@ class DoctorWatch(keras.callbacks.Callback):
             if rule.stage in stages:
                 ask(rule, self._case, self._found, self._failed)
         for finding in self.findings:
-            new = finding.id not in self._said and not finding.verdict.hygiene and not finding.consequence_of
-            if new and finding.confidence >= LIKELY:
+            if finding.is_cause and finding.id not in self._said:
                 self._said.add(finding.id)
                 self._say(finding)
 
