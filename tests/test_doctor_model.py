@@ -11,9 +11,11 @@ from keras import ops
 from small_cases import case_with, first, rules_of, verdicts
 from small_runs import make_config
 
+from multigrid.diagnosis.doctor import diagnose
 from multigrid.diagnosis.examinations.outputs import as_array
 from multigrid.diagnosis.rules import dynamics, loss_functions, model
 from multigrid.models.head import grid_name
+from multigrid.models.listening import listening
 from multigrid.training.trainer import MultiGridTrainer
 
 RULES = rules_of(model)
@@ -196,3 +198,17 @@ def test_classes_without_labels_are_mentioned_but_are_no_alarm(trainer):
     with case_with(trainer, samples={"train": low}) as case:
         verdict = model.other_classes.function(case)
     assert verdict.hygiene and verdict.seen[1].value == 3
+
+
+def test_a_call_of_ones_own_on_a_layer_is_heard_and_stays(trainer):
+    """What listens to layers puts its own call on each for a while."""
+    heard = []
+    with through(trainer, lambda maps: maps * 0.0) as case:
+        own = trainer.detector.get_layer("head_16_leaky").call
+        with listening(trainer.detector, lambda layer, inputs, outputs: heard.append((layer.name, outputs))):
+            trainer.detector(case.batch[0], training=False)
+        assert trainer.detector.get_layer("head_16_leaky").call is own
+        diagnose(case)
+        assert trainer.detector.get_layer("head_16_leaky").call is own
+    assert "call" not in vars(trainer.detector.get_layer("head_32_leaky"))
+    assert not as_array(dict(heard)["head_16_leaky"]).any() and "darknet53" not in dict(heard)

@@ -6,13 +6,14 @@ Everything is observed, by the detector's own forward pass, loss and gradients; 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 from keras import ops
+
+from multigrid.models.listening import listening
 
 
 @dataclass(frozen=True)
@@ -175,32 +176,13 @@ def _train_outputs(detector, images):
 def _watched(detector) -> Iterator[list]:
     """Records, while the block runs, every layer that answers: (name, images whose answer is not finite), in order."""
     seen = []
-    watched = [layer for layer in detector._flatten_layers(include_self=False) if not _is_no_layer(layer)]
-    for layer in watched:
-        layer.call = _recording(layer, seen)
-    try:
-        yield seen
-    finally:
-        for layer in watched:
-            del layer.call
 
-
-def _is_no_layer(layer) -> bool:
-    """Whether it only holds other layers or images: then what fails in it fails elsewhere."""
-    return isinstance(layer, (keras.Model, keras.layers.InputLayer, keras.metrics.Metric))
-
-
-def _recording(layer, seen):
-    call = layer.call
-
-    @functools.wraps(call)
-    def recorded(*args, **kwargs):
-        outputs = call(*args, **kwargs)
+    def record(layer, inputs, outputs):
         wrong = {image for output in keras.tree.flatten(outputs) for image in _images_of(_numbers(output))}
         seen.append((layer.name, tuple(sorted(wrong))))
-        return outputs
 
-    return recorded
+    with listening(detector, record):
+        yield seen
 
 
 def _images_of(values: np.ndarray) -> tuple[int, ...]:

@@ -6,11 +6,11 @@ import contextlib
 import functools
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 from keras import ops
 
 from multigrid.diagnosis.examinations.coverage import is_norm
+from multigrid.models.listening import listening
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def examine(case) -> Activity:
     """The activity of a `Case`'s detector on its batch, in training mode; the detector stays as it is."""
     norms, dead, images = [], {}, case.batch[0]
     detector = case.detector
-    with watched(detector, functools.partial(_record, norms, dead)):
+    with listening(detector, functools.partial(_record, norms, dead)):
         state = ([v.value for v in detector.trainable_variables], [v.value for v in detector.non_trainable_variables])
         moving = {id(layer): _statistics(layer) for layer in detector._flatten_layers() if is_norm(layer)}
         norms.append(moving)
@@ -106,38 +106,9 @@ def _first_norm(case) -> Norm:
             seen.append(_compared(layer, _numbers(inputs[0]), _statistics(layer)))
             raise _SeenError
 
-    with watched(case.detector, stop_at_norm), contextlib.suppress(_SeenError):
+    with listening(case.detector, stop_at_norm), contextlib.suppress(_SeenError):
         case.detector(ops.convert_to_tensor(case.batch[0]), training=False)
     return seen[0]
-
-
-@contextlib.contextmanager
-def watched(detector, seen):
-    """Calls `seen(layer, inputs, outputs)` for every layer that answers while the block runs."""
-    layers = [
-        layer
-        for layer in detector._flatten_layers(include_self=False)
-        if not isinstance(layer, (keras.Model, keras.layers.InputLayer, keras.metrics.Metric))
-    ]
-    for layer in layers:
-        layer.call = _heard(layer, seen)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.call
-
-
-def _heard(layer, seen):
-    call = layer.call
-
-    @functools.wraps(call)
-    def answered(*args, **kwargs):
-        outputs = call(*args, **kwargs)
-        seen(layer, args, outputs)
-        return outputs
-
-    return answered
 
 
 def _record(norms: list, dead: dict, layer, inputs, outputs) -> None:
