@@ -58,6 +58,15 @@ class ClassScores(DecodeGrids):
         return {**said, "scores": said["scores"] / keras.ops.maximum(said["objectness"], 1e-9)[..., None]}
 
 
+class ScoresOfNothing(DecodeGrids):
+    """1 - objectness for objectness."""
+
+    def call(self, grids):
+        said = super().call(grids)
+        objectness = said["objectness"][..., None]
+        return {**said, "scores": said["scores"] / keras.ops.maximum(objectness, 1e-9) * (1.0 - objectness)}
+
+
 class OtherOrder(DecodeGrids):
     """Scores by the names of the classes in another order."""
 
@@ -181,10 +190,11 @@ def test_a_cap_is_named(trainer, most):
         assert first(case, ORACLE) == "MG808"
 
 
-def test_scores_without_objectness_are_named(trainer):
+@pytest.mark.parametrize("kind", [ClassScores, ScoresOfNothing])
+def test_scores_without_objectness_are_named(trainer, kind):
     detector = trainer.detector
     options = {name: getattr(detector, name) for name in ("offset_activation", "class_activation")}
-    decode = ClassScores(detector.anchors, detector.strides, **options)
+    decode = kind(detector.anchors, detector.strides, **options)
     with predicting(trainer, model=keras.Model(detector.input, decode(detector.outputs))) as case:
         assert first(case, ORACLE) == "MG808"
 

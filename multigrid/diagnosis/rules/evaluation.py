@@ -131,6 +131,8 @@ def other_class_activation(case):
     seen = case.examined(oracle.examine_decoding)
     if seen is None or case.detector.num_classes < 2 or seen.class_shift == seen.loss_class_shift:
         return None
+    if seen.scores_without["objectness"] > seen.score:
+        return None  # a sure object has the lowest score: too little is left of it to hear a constant
     words = {True: "sigmoid", False: "softmax"}
     return Verdict(
         0.9,
