@@ -36,5 +36,5 @@ def defaults_for(case, section: str, *keys: str) -> tuple[str, ...]:
 
 def _plain(value) -> str:
     if isinstance(value, tuple):
-        return f"[{', '.join(value)}]"
+        return f"[{', '.join(map(_plain, value))}]"
     return "null" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
