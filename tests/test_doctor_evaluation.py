@@ -178,7 +178,8 @@ def test_prediction_at_another_size_is_named_and_decoding_is_still_asked(trainer
     size = trainer.train_data.input_size
     before = made.views
     made.look_by([View(tuple(max(1, round(side * one / 32)) * 32 for side in size), False) for one in scales])
-    asked = trainer.config.model_copy(update={"detection": trainer.config.detection.model_copy(update={"scales": scales})})
+    detection = trainer.config.detection.model_copy(update={"scales": scales})
+    asked = trainer.config.model_copy(update={"detection": detection})
     with case_with(trainer, predictor=made, config=asked) as case:
         assert first(case, ORACLE) == cause
         assert case.examined(oracle.examine_findings).found == 1.0
