@@ -166,7 +166,7 @@ def test_noise_that_hides_the_objects_is_too_strong_and_the_pairing_is_right(tra
 
     case = spoilt(trainer, train=noise)
     assert augmentation.images_destroyed.function(case).confidence >= LIKELY
-    assert placement.of_samples(case).lies_well
+    assert placement.of_samples(case).lies_well and "MG201" not in ours(case)
 
 
 def test_a_zoom_of_the_image_alone_leaves_boxes_behind(trainer):

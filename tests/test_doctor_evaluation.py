@@ -180,12 +180,14 @@ def test_prediction_at_another_size_is_named_and_decoding_is_still_asked(trainer
     made.look_by([View(tuple(max(1, round(side * one / 32)) * 32 for side in size), False) for one in scales])
     detection = trainer.config.detection.model_copy(update={"scales": scales})
     asked = trainer.config.model_copy(update={"detection": detection})
-    with case_with(trainer, predictor=made, config=asked) as case:
-        assert first(case, ORACLE) == cause
-        assert case.examined(oracle.examine_findings).found == 1.0
-        if cause:
-            assert evaluation.other_input_size.function(case).remedy.settings == ("detection.scales=[1]",)
-    made.look_by(before)
+    try:
+        with case_with(trainer, predictor=made, config=asked) as case:
+            assert first(case, ORACLE) == cause
+            assert case.examined(oracle.examine_findings).found == 1.0
+            if cause:
+                assert evaluation.other_input_size.function(case).remedy.settings == ("detection.scales=[1]",)
+    finally:
+        made.look_by(before)
 
 
 @pytest.mark.parametrize("most", [1, 2])

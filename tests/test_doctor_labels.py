@@ -277,6 +277,16 @@ def test_whole_pixels_are_no_coarse_grid_and_neither_is_one_place(trainer):
     assert labels.coarse_coordinates.function(still) is None
 
 
+@pytest.mark.parametrize("lines", [1, 8])
+def test_boxes_that_fill_images_and_squares_of_a_board_are_no_coarse_grid(trainer, lines):
+    def squares(one):
+        step, number = np.array(one.size[::-1]) / lines, np.arange(len(one.boxes)) + int(one.boxes.sum())
+        first = np.stack([number % lines, number // lines % lines], axis=1)
+        return with_boxes(one, np.concatenate([first * step, (first + 1) * step], axis=1))
+
+    assert labels.coarse_coordinates.function(spoilt(trainer, sample=squares)) is None
+
+
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 

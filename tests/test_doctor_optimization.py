@@ -345,6 +345,9 @@ def test_steps_up_the_gradient_are_proved_by_steps_the_other_way(told):
     again = replayed({(-1.0, -1.0): 60.0, (0.1, 0.1): 102.0, (0.01, 0.01): 100.0})
     found = told(a_course(WILD, ratio=0.02, grown=3.0, again=again))
     assert found["MG520"] == 0.9 and "MG501" in learning_rate.steps_go_up.explains
+    broken = a_course(WILD, ratio=0.4, grown=3.0, again=replayed({(-1.0, -1.0): 1e6, (0.1, 0.1): 90.0}))
+    broken.fault = NAN
+    assert "MG520" not in told(broken)
     too_high = replayed({(-1.0, -1.0): 290.0, (0.1, 0.1): 80.0, (0.01, 0.01): 95.0})
     assert "MG520" not in told(a_course(WILD, ratio=0.4, grown=3.0, again=too_high))
 

@@ -187,3 +187,13 @@ def test_what_changes_from_without_raises_nothing():
         watch.course.rows.append({"step": step + 1, "loss": loss})
         assert not watch._trouble()
     assert [event["what"] for event in watch.course.events] == ["training begins", "next stage"]
+
+
+def test_what_needs_no_training_is_asked_before_the_first_step_and_the_report_is_named(files, tmp_path, capsys):
+    config = make_config(files, tmp_path / "run", {"epochs": 1}, diagnosis="watch", loss={"no_object_scale": 100.0})
+    trainer = MultiGridTrainer(config)
+    trainer.train()
+    said = capsys.readouterr()
+    lines = (said.out + said.err).replace("\n", " ")
+    assert "doctor, step 0:" in lines and "MG605" in lines and "diagnosis.html" in lines
+    assert "MG605" in (trainer.own_dir / "diagnosis.json").read_text()

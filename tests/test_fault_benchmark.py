@@ -108,9 +108,12 @@ def test_faults_of_the_data_change_its_batches(bench, faulty):
         for one in (data, plain):
             one.epoch = 1  # the draws of an epoch that repeats the first differ from here on
         batches = [(one[index], two[index]) for index in range(2) for one, two in [(data, plain)]]
-        if len(data) == len(plain) and not any(_differ(first, second) for first, second in batches):
+        if fault.key == "epoch_too_short":
+            assert len(data) < len(plain)
+            continue
+        if not any(_differ(first, second) for first, second in batches):
             unchanged.append(fault.key)
-        assert data.epoch == 1
+        assert len(data) == len(plain) and data.epoch == 1
         assert type(data).__name__ in ("Data", "MultiGridDataGenerator")
     assert unchanged == [] and tried >= 20
 

@@ -100,8 +100,9 @@ def _show(diagnosis, headline: str) -> None:
         _show_cause(one)
     for one in diagnosis.findings:
         if not one.is_cause and not one.consequence_of:
-            seen = one.verdict.seen[0]
-            report.say(f"{one.id}, a hint: {seen.what} {seen.value}, when all is well {seen.reference}. {_advice(one)}")
+            seen, kind = one.verdict.seen[0], "hygiene" if one.verdict.hygiene else "a hint"
+            value = f"{seen.value:.4g}" if isinstance(seen.value, float) else seen.value
+            report.say(f"{one.id}, {kind}: {seen.what} {value}, when all is well {seen.reference}. {_advice(one)}")
     for rule, error in diagnosis.failed.items():
         report.say(f"{rule} could not be asked: {error}")
     steps = f", {diagnosis.steps} steps of training" if diagnosis.steps else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import tempfile
 
 import numpy as np
@@ -97,7 +98,7 @@ def _finding(number: int, finding: Finding) -> str:
     kind = "hygiene: it may do no harm" if verdict.hygiene else f"seen at the stage “{finding.rule.stage}”"
     kind += f", after {finding.step} steps" if finding.step else ""
     if finding.consequence_of:
-        kind += f"; follows from {finding.consequence_of}"
+        kind += f"; comes with {finding.consequence_of}"
     pieces = [
         parts.bars([(kind, f"confidence {finding.confidence:.2f}", finding.confidence, finding.is_cause)]),
         parts.table(
@@ -126,6 +127,7 @@ def _rule_page(rule) -> str:
     if not path.is_file():
         return parts.paragraph(f"More: {rule.page}", "faint")
     told = path.read_text(encoding="utf-8").partition("\n")[2].strip()  # the heading stands above
+    told = re.sub(r"\[(\w+)\]\(\w+\.md\)", r"\1", told)  # pages that are not here
     return parts.details(f"more about {rule.id}", f'<div class="prose">{parts.text(told)}</div>')
 
 

@@ -61,10 +61,14 @@ class DoctorWatch(keras.callbacks.Callback):
         self._counted = counted(optimizer) if optimizer.built else None
         self._case = self._make_case()
         if not self.course.rows:
-            done = int(keras.ops.convert_to_numpy(inner_optimizer(optimizer).iterations))
+            done = self._done()
             self._new_past(f"goes on after {done} updates" if done else "training begins")
         elif self._case is None:  # nobody says what is planned
             self._new_past("fit is called again")
+        if self._case is not None and not self._asked_early and not self._done():  # before data are read ahead
+            self._ask(*EARLY)
+            for kept in ("batches", "val_batches"):  # images: they are made again where they are asked for
+                vars(self._case).pop(kept, None)
         if self._planned is None:
             self._planned = events.planned(self._case) if self._case is not None else []
 
@@ -73,9 +77,6 @@ class DoctorWatch(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         self._pass_events(batch)
-        if not self._asked_early and self._case is not None:
-            _ = self.model  # asked for, Keras brings back on JAX what `fit` holds in an epoch
-            self._ask(*EARLY)
         if self._due():
             self._look()
         self._amid = batch
@@ -180,6 +181,10 @@ class DoctorWatch(keras.callbacks.Callback):
         self._last_look = time.perf_counter() - began
         self._spent += self._last_look
 
+    def _done(self) -> int:
+        """Updates that the optimizer has made, in this training or before."""
+        return int(keras.ops.convert_to_numpy(inner_optimizer(self._optimizer()).iterations))
+
     def _optimizer(self):
         return self._model.optimizer
 
@@ -245,7 +250,7 @@ class DoctorWatch(keras.callbacks.Callback):
         """Asks the rules of training, if there was any, and those of earlier stages if named; says what is new."""
         stages = (*early, "training") if self.course.rows else early
         if early:  # of the network as it is by now
-            self._asked_early, self._case.step = True, self.course.steps
+            self._asked_early, self._case.step = True, self._done()
             self._case.results.clear()
         for rule in RULES:
             if rule.stage in stages:

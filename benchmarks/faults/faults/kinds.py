@@ -68,7 +68,7 @@ def fault(
     named = dict(zip(DOSES, doses, strict=False))
 
     def made(function) -> Fault:
-        kind = SETS[2 if blind else further]
+        kind = "blind" if blind else "further" if further else "development"
         return Fault(function.__name__, code, group, when, kind, tuple(accepted), named, function, tuple(settings))
 
     return made

@@ -108,7 +108,7 @@ def _first_norm(case) -> Norm:
 
     with listening(case.detector, stop_at_norm), contextlib.suppress(_SeenError):
         case.detector(ops.convert_to_tensor(case.batch[0]), training=False)
-    return seen[0]
+    return seen[0] if seen else Norm("", float("nan"), float("nan"), 0)
 
 
 def _record(norms: list, dead: dict, layer, inputs, outputs) -> None:

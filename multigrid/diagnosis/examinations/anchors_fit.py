@@ -8,7 +8,7 @@ import numpy as np
 
 from multigrid import assembly
 from multigrid.diagnosis.examinations.funnel import usable_boxes
-from multigrid.geometry.anchor_fit import AnchorFit, match_statistics, suited_scale
+from multigrid.geometry.anchor_fit import AnchorFit, match_statistics, numpy_iol, suited_scale
 from multigrid.geometry.anchors import Anchors
 
 LARGEST_FACTOR = 1024.0
@@ -121,6 +121,4 @@ def _misdealt(anchors: Anchors, sizes) -> float:
 
 def _best(anchors: Anchors, sizes) -> np.ndarray:
     """Index of the anchor that fits each box best, [N]."""
-    flat = anchors.flat()
-    overlaps = np.minimum(sizes[:, None], flat[None]).prod(-1) / np.maximum(sizes.prod(-1)[:, None], flat.prod(-1))
-    return overlaps.argmax(axis=1)
+    return numpy_iol(sizes, anchors.flat()).argmax(axis=1)

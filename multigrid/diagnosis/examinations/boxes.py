@@ -13,6 +13,7 @@ from multigrid.geometry.boxes import iou
 
 MOST = 3000  # images that are looked through for repeated boxes
 FEWEST = 30  # boxes of which it is said that their coordinates lie on a grid
+FEWEST_SIZES = 5  # different ones, in steps of the grid
 FEWEST_LINES, MOST_LINES = 3, 65  # lines of such a grid along a side of the image
 SAME = 0.95  # IoU of two boxes of a class that are one object, labelled twice
 
@@ -113,13 +114,19 @@ def _coarseness(boxes: np.ndarray, room: np.ndarray) -> float:
     """Of boxes [N, 4] in images of (width, height), [N, 2]; see `Boxes`."""
     if len(boxes) < FEWEST:
         return 0.0
-    places = (boxes / np.tile(room, 2)).ravel()
-    pixel = (1.0 / np.tile(room, 2)).ravel()
+    places, pixel = (boxes / np.tile(room, 2)).ravel(), (1.0 / np.tile(room, 2)).ravel()
+    inner = (places > pixel) & (places < 1.0 - pixel)  # what is cut at the border lies on every grid
+    if inner.sum() < FEWEST:
+        return 0.0
+    places, pixel = places[inner], pixel[inner]
     for count in range(FEWEST_LINES, MOST_LINES):
         line = np.round(places * count)
         near = np.abs(places - line / count) <= 0.6 * pixel  # a whole pixel is as near as files come to a line
         by_chance = min(1.0, 1.2 * count * float(np.mean(pixel)))
-        if near.mean() > 0.97 and by_chance < 0.5 and len(np.unique(line[near])) > 0.6 * count:
+        if near.mean() > 0.97 and by_chance < 0.5 and len(np.unique(line[near])) > 0.6 * (count - 1):
+            sides = np.round((boxes[:, 2:] - boxes[:, :2]) / room * count)
+            if len(np.unique(sides, axis=0)) < FEWEST_SIZES:
+                return 0.0  # squares of a board, halves of a page: what is there may well lie on a grid
             return float(1.0 / count / np.median((boxes[:, 2:] - boxes[:, :2]) / room))
     return 0.0
 

@@ -87,7 +87,11 @@ class RangeTest:
         It is never the highest one while the next is finite: in so few steps what is close to too much looks best.
         """
         lowest = min(self.losses)
-        near = [rate for rate, loss in zip(self.rates, self.losses, strict=True) if loss <= AS_LOW * lowest]
+        near = [
+            rate
+            for rate, loss in zip(self.rates, self.losses, strict=True)
+            if loss <= lowest + (AS_LOW - 1.0) * abs(lowest)
+        ]
         if not np.isfinite(lowest) or len(near) == len(self.rates):
             return None
         return min(near[0], self.rates[-2]) if np.isfinite(self.losses[-2]) else near[0]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SHUFFLES = 200  # of the samples, that an order is compared with
+EPOCHS = 3  # whose samples are counted: those of a single one may be drawn, or a part by intent
 BATCHES = 3  # that are made twice
 
 
@@ -47,12 +48,18 @@ def examine(case) -> Order | None:
 
 
 def shown_share(case) -> float | None:
-    """Share of the samples that an epoch shows, as the main image of a place in a batch; None where not known."""
+    """Share of the samples that `EPOCHS` epochs show, as the main image of a place in a batch; None where not known."""
     data, samples = case.train_data, case.samples.get("train")
-    order = _indices(data) if samples else []
-    if not order:
+    if not samples or not hasattr(data, "sample_indices"):
         return None
-    return len({sample for batch in order for sample in batch}) / len(samples)
+    if not has_epochs(data):
+        return len({sample for batch in _indices(data) for sample in batch}) / len(samples)
+    shown = set()
+    with epochs(data) as begin:
+        for later in range(EPOCHS):
+            begin(later)
+            shown |= {sample for batch in _indices(data) for sample in batch}
+    return len(shown) / len(samples)
 
 
 def has_epochs(data) -> bool:

@@ -12,16 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from multigrid.diagnosis.examinations import evidence, labels_read, views
-from multigrid.diagnosis.examinations.alignment import HYPOTHESES, IDENTITY, MOVES, UNITS, apply
+from multigrid.diagnosis.examinations.alignment import HYPOTHESES, IDENTITY, MOVES, SIZES, UNITS, apply
 
 BOXES = 384  # of a stream
 FEWEST = 3  # of an image
 OTHERS, PREVIOUS, NEXT = "others", "previous", "next"  # boxes of far images, and of the neighbours
 BORDER, HALF_BORDER, LETTERBOX = "border", "half the border", "letterbox"  # what a letterbox does to boxes
-NOT_MIXED = (IDENTITY, OTHERS, BORDER, HALF_BORDER, LETTERBOX)
+NOT_MIXED = (
+    IDENTITY,
+    OTHERS,
+    BORDER,
+    HALF_BORDER,
+    LETTERBOX,
+    *SIZES,
+)  # many objects have a rim or a kernel of their own
 SAME_SIZE = (IDENTITY, "hflip", "vflip", "rot180", "xywh from cxcywh", "cxcywh from xywh", BORDER, HALF_BORDER, *MOVES)
 
 SHOWN = 0.35  # evidence a box that images must show of a hypothesis: of what lies outside they show less than nothing
+RIM = 0.5  # of the evidence for boxes of another size, that speaks for the boxes as they are
 CLEAR = 0.3  # evidence a box by which a hypothesis must beat another
 SURE = 4.5  # and standard errors, over images; of few images more, see `_needed`
 TELLS = 1.0  # evidence · root of the boxes by which it beats another in a single image
@@ -80,6 +88,8 @@ class Placement:
         best = self.best
         if best == IDENTITY or self.level(best) < SHOWN:
             return None
+        if best in SIZES and self.level(IDENTITY) > RIM * self.level(best):
+            return None  # the boxes end where something does: at the rim of an object with a kernel, or the reverse
         return best if self.beats(best) and self.beats(best, OTHERS) else None
 
     @property
@@ -172,7 +182,8 @@ def is_lost(found: Placement) -> bool:
     """Whether boxes lie no better than those of other images, by any explanation, and images enough say so."""
     enough = found.boxes.sum() >= 60 and len(found.boxes) >= FEWEST_IMAGES
     explained = found.winner is not None or found.mixed is not None or found.beats(found.best, OTHERS)
-    return enough and not found.lies_well and not explained
+    shown = found.level(IDENTITY) - found.level(OTHERS) > CLEAR  # though it is not certain
+    return enough and not found.lies_well and not explained and not shown
 
 
 def _some(boxes: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:

@@ -69,6 +69,9 @@ def boxes_left_behind(case):
 
 def _moved_somehow(case, found, raw) -> Verdict | None:
     """Of images whose boxes are lost, by none of the known moves: a crop, a zoom, or a turn by any angle."""
+    detail = case.examined(pixels.detail)
+    if detail is None or detail > ROUGH or (found.kinds >= retention.MIXED_UP).any():
+        return None  # little is left of the objects, or they are those of a mosaic
     if pairing.finds(case.examined(pairing.of_training)):
         return None  # they have those of other images
     return Verdict(

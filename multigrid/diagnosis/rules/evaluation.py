@@ -19,7 +19,7 @@ NEAR = 0.02  # of an image's side: labels that are nearer to the batches' object
 HIGH_THRESHOLD = 0.05
 UNSTEADY = 1e-3
 OTHER_NETWORK = 0.02
-OTHER_SIZE = 1.45  # times as large or small that an input may be
+OTHER_SIZE = 1.8  # times as large or small that an input may be; 416 and 608 pixels are 1.46 apart
 WRONG_CLASSES = 0.3  # share of the objects of the perfect answer that get another class
 APART = 1.3  # times the loss of training that the moving statistics' loss may be; 0.98 to 1.05 in healthy runs
 UNSETTLED = 0.02  # share of the first statistics that is left
@@ -256,9 +256,10 @@ def other_input_size(case):
     views = getattr(case.predictor, "views", None)
     if not views:
         return None
-    height, width = case.config.model.input_size if case.config else case.batches[0][0].shape[1:3]
-    training = getattr(case.config, "augmentation", None)
-    least, most = (training and training.multi_scale) or (1.0, 1.0)
+    augmentation = getattr(case.config, "augmentation", None)
+    span = augmentation.multi_scale if augmentation else None
+    height, width = case.config.model.input_size if span else case.batches[0][0].shape[1:3]
+    least, most = span or (1.0, 1.0)
     sides = [float(np.sqrt(view.size[0] * view.size[1] / (height * width))) for view in views]
     if any(least / OTHER_SIZE < side < most * OTHER_SIZE for side in sides):
         return None

@@ -238,7 +238,7 @@ def classes_untrained(case):
             Observation("classes without an object to train on", ", ".join(names) or missing, "none"),
             Observation("share of the objects to validate on that are of these", _two(share), "0"),
         ),
-        (f"{len(train)} other classes have objects in both: the label file is read, and these are not in it",),
+        (f"{len(train)} classes have objects to train on: the label file is read, and these are not in it",),
         Remedy("Look at how the training list was chosen; every class needs objects in it.", where="data.train"),
         hygiene=share <= MISSED,
     )
@@ -286,7 +286,6 @@ def leak(case):
 
 @rule(
     "MG120", "Few different images are trained on, again and again", group="labels", stage="static",
-    explains=("MG951",),
 )  # fmt: skip
 def repeated_images(case):
     """The list names the same files many times."""
@@ -300,6 +299,7 @@ def repeated_images(case):
         ("files were compared by their content; what is learned by heart for another reason has as many files",),
         Remedy("Look at how the list was made. To see images more often, train more epochs.", where="data.train"),
         hygiene=different >= FEW,
+        consequences=("MG951",) if different < FEW else (),
     )
 
 

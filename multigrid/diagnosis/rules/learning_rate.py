@@ -70,7 +70,7 @@ def steps_go_up(case):
     if turned is None or not turned.stable or turned.gain < GAIN:
         return None
     lower = undone(case, "learning rate x 0.1", lambda path, step: 0.1)
-    if turned.gain < lower.gain:
+    if lower.stable and lower.after <= turned.after:
         return None
     return Verdict(
         0.9,

@@ -305,8 +305,9 @@ def wrong_sign(case):
     turned = [name for name in fresh.parts if fresh.sum(name) < min(-1e-6, perfect.sum(name))]
     if not turned:
         return None
+    ours = set(relations.SCALES) & set(turned)  # a part of one's own, such as a penalty, may be meant so
     return Verdict(
-        0.9,
+        0.9 if ours else 0.4,
         tuple(
             Observation(f"{name} of a fresh head, and of the perfect answer", f"{short(fresh.sum(name))}, "
                         f"{short(perfect.sum(name))}", "above 0, and less for the perfect answer")

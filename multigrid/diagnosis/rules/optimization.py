@@ -12,6 +12,7 @@ from multigrid.training.optimizers import inner_optimizer
 LONG_RISE = 3  # epochs of warm-up that are short in a run of any length
 ADAPTIVE = (1e-5, 1.5e-2)  # learning rates of the Adam family that work
 PLAIN = (1e-4, 0.2)  # learning rates of SGD, as if without momentum times 10
+KNOWN = ("sgd", "adam", "adamw")  # optimizers whose rates these ranges are
 FAR = 10.0  # times beyond these ranges: harm is likely then
 BATCH = 16  # images that a rate of SGD's is usually given for
 WHAT_OTHERS_DO = {  # of a setting that is another than the config says: what that other value does
@@ -311,7 +312,8 @@ def rate_unusual(case):
     factor = max([1.0, *live.multipliers.values()])
     if low <= live.peak and live.peak * factor <= high:
         return None
-    far = not low / FAR <= live.peak or live.peak * factor > FAR * high
+    known = type(inner_optimizer(case.optimizer)).__name__.lower() in KNOWN
+    far = known and (live.peak < low / FAR or live.peak * factor > FAR * high)
     return Verdict(
         0.7 if far else 0.4,
         (Observation("highest learning rate of any block", live.peak * factor, f"{low:.2g} to {high:.2g}"),),

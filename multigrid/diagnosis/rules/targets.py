@@ -12,7 +12,7 @@ from multigrid.diagnosis.rules.telling import ROUGH
 UNIT_FACTOR = 5.5  # anchors that are off by more, all alike, are in another unit
 GOOD_FIT = 0.45  # mean IoL from which the anchors would fit once they are multiplied
 BETTER = 0.12  # by how much another size of all anchors would raise the mean IoL
-MISDEALT = 0.75  # share of the boxes that go to a grid that does not suit their size
+MISDEALT = 0.85  # share of the boxes that go to a grid that does not suit their size
 SPREAD = 0.04  # of the boxes' centres; below, it is the boxes that are in another unit
 USABLE = 0.8  # share of boxes in their image; below, it is the boxes that are wrong
 SAME = 0.15  # how far an error may be from a whole number of cells or a power of two
@@ -124,8 +124,8 @@ def _misdealt(seen) -> Verdict:
             Observation("anchor side in cells, coarse to fine", np.round(seen.sides_in_cells, 2).tolist(), "2 to 4"),
         ),
         (
-            "nearly all are: anchors that are dealt by area, as in YOLOv3, send two in three there at most",
-            "on each grid the anchors grow with the stride, and some anchor is about as large as the box",
+            "anchors that are dealt by area, as in YOLOv3, send up to 0.8 of them there",
+            f"some anchor is about as large as each box (mean best IoL {seen.fit.mean_iol:.2f}), on another grid",
         ),
         Remedy(
             f"Fit anchors at this input size: `{REFIT}`.", settings=("data.anchors=anchors.txt",), where="data.anchors"

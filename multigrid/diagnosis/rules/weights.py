@@ -10,6 +10,7 @@ from multigrid.models.darknet import BATCH_NORM_EPSILON, LEAKY_SLOPE
 LEAST = 0.9  # share of the backbone's tensors that counts as loaded
 FEW = 3  # tensors that somebody may have changed after a load
 NORMS_LOOKED_AT = 3  # the first ones
+BEYOND = 2.1  # the same, beyond what images of another brightness and contrast make: up to 1.9 for photographs
 FAR = 2.5  # distance of the first layer's input from its statistics; see `activity.scalings`
 MUCH_BETTER, NEARER = 1.4, 0.3  # how many times, and by how much, another scaling must be nearer
 
@@ -160,7 +161,7 @@ def other_preprocessing(case):
     if not other and now < FAR:
         return None
     return Verdict(
-        0.75 if other and now > FAR else 0.65 if other else 0.45,
+        (0.75 if now > FAR else 0.65 if now > BEYOND else 0.45) if other else 0.45,
         (
             Observation(
                 f"{first.name}: mean of the batch off the moving one", f"{first.shift:.2f} deviations", "< 0.5"
