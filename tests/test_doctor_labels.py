@@ -205,6 +205,15 @@ def test_boxes_of_another_size_about_the_same_centre(trainer, factor, named):
     assert name == "MG117" and any(named in seen.what for seen in found.causes[0].verdict.seen)
 
 
+@pytest.mark.parametrize(("own", "winner"), [(0.4, "sides x 0.5"), (2.3, None)])
+def test_an_object_with_a_kernel_has_the_boxes_of_its_rim(own, winner):
+    """Evidence an image of one box: as it is, half as large, of other images."""
+    levels = np.array([own, 3.0, 0.0]) + np.random.default_rng(2).normal(0.0, 0.1, (24, 3))
+    names = ("identity", "sides x 0.5", placement.OTHERS)
+    found = placement.Placement(names, levels, levels, np.ones(24), np.ones(24))
+    assert found.winner == winner and found.best == "sides x 0.5"
+
+
 @pytest.mark.parametrize("factor", [0.9, 1.12])
 def test_boxes_that_are_drawn_tight_or_loose_are_no_other_size(trainer, factor):
     def resize(one):

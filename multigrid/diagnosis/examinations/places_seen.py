@@ -37,13 +37,14 @@ def examine(case) -> PlacesSeen:
     images = np.asarray(case.batch[0][:IMAGES])
     first, second = _said(case, images), _said(case, images)
     repeated = [
-        _ratio(np.abs(one - other).mean(), one.std(axis=(0, 1, 2)).mean()) for one, other in _pairs(first, second)
+        _ratio(np.abs(one - other).mean(), one.std(axis=(0, 1, 2)).mean())
+        for one, other in zip(first, second, strict=True)
     ]
     inside, outside = np.zeros(len(first)), np.zeros(len(first))
     rng = np.random.default_rng(0)
     for top, left in CORNERS:
         changed, place = _changed(images, top, left, rng)
-        for scale, (one, other) in enumerate(_pairs(first, _said(case, changed))):
+        for scale, (one, other) in enumerate(zip(first, _said(case, changed), strict=True)):
             moved = np.abs(one - other).mean(axis=(0, 3))
             mask = _cells(place, moved.shape)
             inside[scale] += moved[mask].mean() if min(moved.shape) >= FEWEST_CELLS else np.nan
@@ -53,10 +54,6 @@ def examine(case) -> PlacesSeen:
 
 def _said(case, images) -> list[np.ndarray]:
     return [as_array(grid).astype("float64") for grid in case.detector(ops.convert_to_tensor(images), training=False)]
-
-
-def _pairs(first, second):
-    return zip(first, second, strict=True)
 
 
 def _ratio(value: float, by: float) -> float:
