@@ -101,6 +101,7 @@ def test_rates_that_suit_no_optimizer_are_a_possibility(compiled):
 
 def test_rates_that_are_far_from_all_that_works_are_named_before_a_step(compiled):
     assert named(compiled(learning_rate=0.5))["MG519"] > 0.5
+    assert optimization.rate_unusual.function(compiled(learning_rate=0.5)).consequences == ("MG510",)
     assert named(compiled(learning_rate=1e-7))["MG519"] > 0.5
 
 

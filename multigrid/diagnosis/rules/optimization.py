@@ -323,6 +323,7 @@ def rate_unusual(case):
             settings=(f"training.learning_rate={0.001 if live.adaptive else 0.01:g}",),
             part="optimizer",
         ),
+        consequences=("MG510",) if far else (),  # decay goes with the rate
     )
 
 
