@@ -135,7 +135,7 @@ class _Visit:
     @property
     def certain(self) -> bool:
         """Whether a harmful cause is beyond doubt."""
-        return any(one.confidence >= CERTAIN and not one.verdict.hygiene for one in self.findings.values())
+        return any(one.is_cause and one.confidence >= CERTAIN for one in ranked(list(self.findings.values())))
 
     def ask(self, rule: Rule) -> None:
         """Asks one rule."""
