@@ -62,7 +62,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=10, help="steps that count, for each row of the table")
     parser.add_argument("--width", type=float, default=0.25, help="of the detector")
-    parser.add_argument("--assignment", nargs="+", choices=ASSIGNMENTS, default=["inside", "best"])
+    parser.add_argument("--assignment", nargs="+", choices=ASSIGNMENTS, default=["inside", "across"])
     parser.add_argument("--extras", action="store_true", help="with the parts that are off by default")
     return parser.parse_args()
 

@@ -263,7 +263,7 @@ class StrictAssignment(MultiGridLoss):
 
     def encode(self, y_true, outputs):
         said = super().encode(y_true, outputs)
-        near = ops.all(ops.abs(said.log_size) < 0.1, axis=-1)[..., None]
+        near = ops.all(ops.abs(said.log_size) < 0.1, axis=-1)
         return said._replace(claimed=said.claimed & near, positive=said.positive & near)
 
 
@@ -284,7 +284,7 @@ class CoarseAlone(MultiGridLoss):
 
     def encode(self, y_true, outputs):
         sizes = np.array(self.anchors) * np.array([1.0, 1e-3, 1e-3])[:, None, None]
-        with replaced(self, anchors=sizes.tolist()):
+        with replaced(self, anchors=sizes.tolist(), assignment="best"):
             return super().encode(y_true, outputs)
 
 

@@ -179,12 +179,19 @@ def plain_box(cell, anchor, key, activation):
 
 
 def plain_match(width, height):
-    """(scale, anchor) of the best intersection over the larger area."""
+    """The scale of the best intersection over the larger area, and the best anchor of every scale."""
     shares = {}
     for scale, anchors in enumerate(ANCHORS):
         for index, (w, h) in enumerate(anchors):
             shares[scale, index] = min(width, w) * min(height, h) / max(width * height, w * h)
-    return max(shares, key=shares.get)
+    of_scale = lambda scale: max((key for key in shares if key[0] == scale), key=shares.get)[1]  # noqa: E731
+    return max(shares, key=shares.get)[0], [of_scale(scale) for scale in range(len(ANCHORS))]
+
+
+def plain_scales(own, assignment):
+    """The scales whose cells want an object that belongs to one of the three."""
+    beside = {0: 1, 1: 0}
+    return (own, beside[own]) if assignment == "across" and own in beside else (own,)
 
 
 def plain_claims(box, scale, predicted, assignment):
@@ -205,7 +212,7 @@ def plain_claims(box, scale, predicted, assignment):
         overlap = plain_overlap("iou", predicted[scale, row, column], box)
         fits[scale, row, column] = (overlap + 0.05) * math.exp(-0.3 * squared)
     best = sorted(fits, key=fits.get)[-2:]
-    return {key: rank for key, rank in ranks.items() if assignment != "best" or key in best}
+    return {key: rank for key, rank in ranks.items() if assignment not in targets.COMPETING or key in best}
 
 
 def plain_choice(kind, logits, index, smoothing=0.0, gamma=2.0, alpha=0.25):
@@ -254,12 +261,12 @@ def plain_positive(cell, key, box, label, anchor, predicted, options):
     }
 
 
-def plain_consensus(raw, owned, box, anchor, options):
-    """Squared distances of what the cells of one object say from what they say on average, added up."""
+def plain_consensus(raw, owned, box, anchors, options):
+    """Squared distances of what the cells of one object say from what they say on average, cell by cell."""
     said = []
     for key in owned:
         cell = raw[key]
-        predicted = plain_box(cell, ANCHORS[key[0]][anchor], key, options["offset_activation"])
+        predicted = plain_box(cell, ANCHORS[key[0]][anchors[key[0]]], key, options["offset_activation"])
         sides = [max(1.0, box[2] - box[0]), max(1.0, box[3] - box[1])] * 2
         shares = [plain_sigmoid(logit) for logit in cell[FIRST_CLASS:]]
         if options["classification"] == "softmax":
@@ -267,7 +274,7 @@ def plain_consensus(raw, owned, box, anchor, options):
             shares = [math.exp(logit) / together for logit in cell[FIRST_CLASS:]]
         corners = [p / side for p, side in zip(predicted, sides, strict=True)]
         said.append([*corners, plain_sigmoid(cell[4]), *shares])
-    return len(owned) * np.var(said, axis=0).sum() if said else 0.0
+    return ((np.array(said) - np.mean(said, axis=0)) ** 2).sum(axis=1) if said else []
 
 
 def plain_suppression(cell, predicted, key, objects, owned):
@@ -297,14 +304,17 @@ def plain_sums(batch, **changes):
             predicted[key] = plain_box(cell, ANCHORS[key[0]][preferred], key, options["offset_activation"])
         owners = {}
         for index, (box, label) in enumerate(objects):
-            scale, anchor = plain_match(box[2] - box[0], box[3] - box[1])
-            for key, rank in plain_claims(box, scale, predicted, options["assignment"]).items():
-                owners.setdefault(key, []).append(((*rank, index), box, label, anchor))
+            own, anchors = plain_match(box[2] - box[0], box[3] - box[1])
+            for scale in plain_scales(own, options["assignment"]):
+                for key, rank in plain_claims(box, scale, predicted, options["assignment"]).items():
+                    owners.setdefault(key, []).append(((scale != own, *rank, index), box, label, anchors[scale]))
         winners = {key: min(claims)[0][-1] for key, claims in owners.items()}
         owned = [[key for key, winner in winners.items() if winner == index] for index in range(len(objects))]
         for index, (box, _) in enumerate(objects):
-            scale, anchor = plain_match(box[2] - box[0], box[3] - box[1])
-            sums["consensus"][scale] += plain_consensus(raw, owned[index], box, anchor, options)
+            _, anchors = plain_match(box[2] - box[0], box[3] - box[1])
+            distances = plain_consensus(raw, owned[index], box, anchors, options)
+            for key, distance in zip(owned[index], distances, strict=True):
+                sums["consensus"][key[0]] += distance
         for key, cell in raw.items():
             scale = key[0]
             if key in owners:
@@ -439,8 +449,8 @@ def agreeing_batch(box=FINE, label=1, assignment="paper"):
     won = np.asarray(encoded.positive)[0, 0]
     rows = np.asarray(encoded.cell)[0, 0][won]
     said[0, rows, :2] = np.asarray(cells.offset_logits(ops.convert_to_tensor(encoded.offset)[0, 0], "sigmoid"))[won]
-    said[0, rows, 2:4] = np.asarray(encoded.log_size)[0, 0]
-    said[0, rows, 5 + int(np.asarray(encoded.anchor)[0, 0])] = 4.0
+    said[0, rows, 2:4] = np.asarray(encoded.log_size)[0, 0][won]
+    said[0, rows, 5 + np.asarray(encoded.anchor)[0, 0][won]] = 4.0
     said[0, rows, FIRST_CLASS + label] = 3.0
     return boxes, classes, [np.asarray(grid) for grid in cells.unflatten(ops.convert_to_tensor(said), layout)]
 
@@ -833,7 +843,7 @@ def test_the_config_gives_the_same_loss_back():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"assignment": "all"}, "assignment: expected one of inside, paper, single, best, received 'all'"),
+        ({"assignment": "all"}, "assignment: expected one of inside, paper, single, best, across, received 'all'"),
         ({"localization": "iou"}, "localization: expected one of ciou, diou, giou, mse, received 'iou'"),
         ({"classification": "mse"}, "classification: expected one of bce, softmax, focal, received 'mse'"),
         ({"anchor": "focal"}, "anchor: expected one of softmax, bce, received 'focal'"),
@@ -864,13 +874,13 @@ def test_in_a_graph_the_loss_is_the_same(xla):
     signature = [spec(boxes, 2), spec(classes, 2, "int32"), *(spec(grid, 3) for grid in grids)]
 
     def whole(boxes, classes, *grids):
-        loss = criterion(assignment="best", **COEFFICIENTS, **BOTH_EXTRAS)
+        loss = criterion(assignment="across", **COEFFICIENTS, **BOTH_EXTRAS)
         return loss.breakdown(loss.encode({"boxes": boxes, "classes": classes}, grids), grids)
 
     traced = tf.function(whole, input_signature=signature, jit_compile=xla)
     measured, plain = (
         as_numpy(traced(boxes, classes, *grids)),
-        breakdown_of(small_batch(), assignment="best", **BOTH_EXTRAS),
+        breakdown_of(small_batch(), assignment="across", **BOTH_EXTRAS),
     )
     for name in plain.parts:
         np.testing.assert_allclose(measured.parts[name], plain.parts[name], rtol=1e-4, err_msg=name)

@@ -58,11 +58,12 @@ def cell_index(scale, column, row):
     return FIRST_CELLS[scale] + row * SHAPES[scale][1] + column
 
 
-def claims(encoded, index=0, which="positive"):
-    """The cells that answer for an object, as (column, row)."""
-    cell = encoded.cell[index][getattr(encoded, which)[index]] - FIRST_CELLS[encoded.scale[index]]
-    columns = SHAPES[encoded.scale[index]][1]
-    return sorted((int(c) % columns, int(c) // columns) for c in cell)
+def claims(encoded, index=0, which="positive", scale=None):
+    """The cells of a scale, its own if none is named, that answer for an object, as (column, row)."""
+    scale = encoded.own_scale[index] if scale is None else scale
+    mine = getattr(encoded, which)[index] & (encoded.scale[index] == scale)
+    columns = SHAPES[scale][1]
+    return sorted((int(c) % columns, int(c) // columns) for c in encoded.cell[index][mine] - FIRST_CELLS[scale])
 
 
 def random_boxes(rng, count):
@@ -81,9 +82,9 @@ def random_boxes(rng, count):
 )
 def test_the_anchor_of_best_iol_takes_the_object(box, scale, anchor, anchor_size):
     encoded = encode([box])
-    assert (encoded.scale[0], encoded.anchor[0]) == (scale, anchor)
+    assert encoded.own_scale[0] == scale and (encoded.scale[0] == scale).all() and (encoded.anchor[0] == anchor).all()
     size = np.subtract(box[2:], box[:2])
-    np.testing.assert_allclose(encoded.log_size[0], np.log(size / anchor_size), atol=1e-5)
+    np.testing.assert_allclose(encoded.log_size[0], np.tile(np.log(size / anchor_size), (9, 1)), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_the_anchor_of_best_iol_takes_the_object(box, scale, anchor, anchor_size
 )
 def test_a_tall_box_and_its_wide_twin_go_to_different_anchors(size, match):
     encoded = encode([(41, 13, 41 + size[0], 13 + size[1])])
-    assert (encoded.scale[0], encoded.anchor[0]) == match
+    assert {*zip(encoded.scale[0].tolist(), encoded.anchor[0].tolist(), strict=True)} == {match}
 
 
 # ------------------------------------------------------------------------------------------------ which cells answer
@@ -147,7 +148,7 @@ def test_inside_claims_the_neighbours_whose_centre_lies_in_the_box(box, expected
 )
 def test_at_the_border_only_cells_that_exist_answer(box, scale, expected):
     encoded = encode([box])
-    assert encoded.scale[0] == scale
+    assert encoded.own_scale[0] == scale
     assert claims(encoded) == claims(encoded, which="claimed") == expected
 
 
@@ -203,13 +204,70 @@ def test_best_does_with_one_cell_where_the_grid_has_no_more():
     boxes, predicted = np.array([[[1, 2, 31, 25]]], "float32"), np.tile(np.array([0, 0, 9, 5], "float32"), (1, 21, 1))
     encode_it = compiled(lambda *arrays: targets.encode(arrays[0], [[0]], one_cell, ANCHORS / 2, "best", arrays[1]))
     encoded = encode_it(boxes, predicted)
-    assert np.asarray(encoded.scale).tolist() == [[0]] and np.asarray(encoded.claimed).sum() == 1
+    assert np.asarray(encoded.own_scale).tolist() == [[0]] and np.asarray(encoded.claimed).sum() == 1
+
+
+def best_two(truth, index, scale, predicted):
+    """The cells of a scale that fit an object best, as (column, row), by a plain sort."""
+    x1, y1, x2, y2 = truth[index].astype("float64")
+    scores = []
+    for cell in range(FIRST_CELLS[scale], FIRST_CELLS[scale] + SHAPES[scale][0] * SHAPES[scale][1]):
+        column, row = (cell - FIRST_CELLS[scale]) % SHAPES[scale][1], (cell - FIRST_CELLS[scale]) // SHAPES[scale][1]
+        x, y = (x1 + x2) / 2 / STRIDES[scale], (y1 + y2) / 2 / STRIDES[scale]
+        if abs(np.floor(x) - column) > 1 or abs(np.floor(y) - row) > 1:
+            continue
+        px1, py1, px2, py2 = predicted[cell].astype("float64")
+        shared = max(0.0, min(x2, px2) - max(x1, px1)) * max(0.0, min(y2, py2) - max(y1, py1))
+        overlap = shared / ((x2 - x1) * (y2 - y1) + (px2 - px1) * (py2 - py1) - shared)
+        away = (x - column - 0.5) ** 2 + (y - row - 0.5) ** 2
+        scores.append(((overlap + 0.05) * np.exp(-0.3 * away), (column, row)))
+    return sorted(place for _, place in sorted(scores)[-2:])
+
+
+def test_across_keeps_two_cells_in_the_grid_beside_too_and_spares_the_finest():
+    truth = np.array([MIDDLE, FINE, COARSE])
+    predicted = random_boxes(np.random.default_rng(5), CELLS)
+    encoded = encode(truth, assignment="across", predicted=predicted)
+    assert encoded.own_scale.tolist() == [1, 2, 0]
+    for index, own, beside in ((0, 1, 0), (1, 2, None), (2, 0, 1)):
+        assert claims(encoded, index, "claimed") == best_two(truth, index, own, predicted)
+        others = {scale: claims(encoded, index, "claimed", scale) for scale in range(3) if scale != own}
+        expected = {scale: best_two(truth, index, scale, predicted) if scale == beside else [] for scale in others}
+        assert others == expected
+
+
+def test_across_measures_each_claim_by_the_stride_and_anchors_of_its_own_grid():
+    # 30 × 18 around (53, 29.2): at stride 16 (3.3125, 1.825), at stride 32 (1.65625, 0.9125), where it is a larger
+    # share of the anchor 33 × 80 than of 60 × 45.
+    encoded = encode([MIDDLE], assignment="across", predicted=random_boxes(np.random.default_rng(5), CELLS))
+    assert encoded.scale[0].tolist() == [1] * 9 + [0] * 9
+    assert encoded.cell[0][9 + cells.OWN_CELL] == cell_index(0, 1, 0)
+    np.testing.assert_allclose(encoded.offset[0][9 + cells.OWN_CELL], [0.65625, 0.9125], atol=1e-5)
+    beside = encoded.scale[0] == 0
+    assert set(encoded.anchor[0][beside].tolist()) == {1}
+    np.testing.assert_allclose(encoded.log_size[0][beside][0], np.log([30 / 33, 18 / 80]), atol=1e-5)
+    np.testing.assert_allclose(encoded.log_size[0][~beside][0], np.log([30 / 28, 18 / 19]), atol=1e-5)
+
+
+@pytest.mark.parametrize("scales, expected", [(1, [0]), (2, [0, 1]), (3, [0, 1, 2])])
+def test_across_with_any_number_of_grids(scales, expected):
+    few = cells.layout_of([np.zeros((1, *shape, 1), "float32") for shape in SHAPES[:scales]], STRIDES[:scales])
+    predicted = np.zeros((1, few.first_cells[-1], 4), "float32")
+    boxes = np.array([[COARSE, MIDDLE, FINE][:scales]], "float32")
+    encode_it = compiled(
+        lambda *arrays: targets.encode(arrays[0], [list(range(scales))], few, ANCHORS[:scales], "across", arrays[1])
+    )
+    encoded = encode_it(boxes, predicted)
+    assert np.asarray(encoded.own_scale)[0].tolist() == expected
+    of_scale = [np.asarray(encoded.scale)[0, row][np.asarray(encoded.claimed)[0, row]] for row in range(scales)]
+    reached = [sorted(set(scale.tolist())) for scale in of_scale]
+    assert reached == {1: [[0]], 2: [[0], [1]], 3: [[0, 1], [0, 1], [2]]}[scales]
 
 
 def test_best_needs_predictions_and_a_word_must_be_known():
     with pytest.raises(ValueError, match="expected predicted_boxes, received None"):
         compiled(lambda boxes: targets.encode(boxes, [[1]], layout(), ANCHORS, "best"))(np.array([[FINE]], "float32"))
-    with pytest.raises(ValueError, match="expected one of inside, paper, single, best, received 'all'"):
+    with pytest.raises(ValueError, match="expected one of inside, paper, single, best, across, received 'all'"):
         encode([FINE], assignment="all")
 
 
@@ -263,7 +321,7 @@ def test_of_identical_boxes_the_earlier_wins():
 def test_objects_of_different_scales_do_not_collide():
     # 30 × 18 and 7 × 12 on one centre (53, 29.2).
     encoded = encode([MIDDLE, (49.5, 23.2, 56.5, 35.2)])
-    assert encoded.scale.tolist() == [1, 2]
+    assert encoded.own_scale.tolist() == [1, 2]
     assert encoded.positive.all()
 
 
@@ -277,15 +335,17 @@ def test_no_cell_answers_for_two_objects_however_many_want_it():
     assert encoded.claimed.sum() > 2 * encoded.positive.sum()
 
 
-def test_the_winners_of_a_crowd_are_those_of_a_plain_sort():
+@pytest.mark.parametrize("assignment", ["paper", "across"])
+def test_the_winners_of_a_crowd_are_those_of_a_plain_sort(assignment):
     boxes = random_boxes(np.random.default_rng(4), 40)
-    encoded = encode(boxes, classes=[0] * 40)
+    encoded = encode(boxes, [0] * 40, assignment, random_boxes(np.random.default_rng(5), CELLS))
     wanted = {}
     for index, slot in zip(*np.nonzero(encoded.claimed), strict=True):
         x, y = encoded.offset[index, slot].astype("float64")
         own = 0.0 <= x < 1.0 and 0.0 <= y < 1.0
         area = np.prod(boxes[index, 2:] - boxes[index, :2])
-        rank = (not own, round((x - 0.5) ** 2 + (y - 0.5) ** 2, 6), area, index)
+        guest = encoded.scale[index, slot] != encoded.own_scale[index]
+        rank = (guest, not own, round((x - 0.5) ** 2 + (y - 0.5) ** 2, 6), area, index)
         wanted.setdefault(int(encoded.cell[index, slot]), []).append((rank, index, slot))
     winners = {(index, slot) for ranked in wanted.values() for _, index, slot in [min(ranked)]}
     assert winners == set(zip(*np.nonzero(encoded.positive), strict=True))
@@ -390,7 +450,7 @@ def test_every_cell_that_answers_decodes_to_its_object(assignment, activation):
     for image, index, slot in zip(*np.nonzero(won), strict=True):
         np.testing.assert_allclose(decoded[image, cell[image, index, slot]], boxes[image, index], atol=1e-3)
         assert named[image, cell[image, index, slot]] == classes[image, index]
-    # The objects of the first image lie apart, in three scales: none loses a cell. COARSE has no row above it.
-    expected = {"single": [1, 1, 1], "paper": [9, 9, 6], "inside": [2, 1, 2], "best": [2, 2, 2]}[assignment]
-    assert won[0, :3].sum(axis=-1).tolist() == expected
+    # The objects of the first image lie apart, in three scales: none loses a cell there. COARSE has no row above it.
+    expected = {"single": [1, 1, 1], "paper": [9, 9, 6], "inside": [2, 1, 2]}.get(assignment, [2, 2, 2])
+    assert won[0, :3, :9].sum(axis=-1).tolist() == expected
     assert won[:, :3].any(axis=-1).all()

@@ -1,6 +1,6 @@
 """Which of several experiments learns better: each trained on each data set with several seeds, and compared.
 
-    python benchmarks/accuracy/compare.py --data FOLDER [FOLDER ...] [--experiments single best] [--seeds 1 2 3]
+    python benchmarks/accuracy/compare.py --data FOLDER [FOLDER ...] [--experiments single across] [--seeds 1 2 3]
 
 An experiment is a file of settings in benchmarks/accuracy/experiments, named by its stem; a run of `run.py` that is in
 runs/ already is not made again. Every experiment has the suppression that suits it best: the rule, and its numbers, of
@@ -56,7 +56,7 @@ def _options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", type=pathlib.Path, required=True, help="folders, as run.py wants them")
     parser.add_argument(
-        "--experiments", nargs="+", default=["single", "best"], help="the others are to reach the first (%(default)s)"
+        "--experiments", nargs="+", default=["single", "across"], help="the others are to reach the first (%(default)s)"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--output-dir", type=pathlib.Path, default=pathlib.Path("runs/comparison"))

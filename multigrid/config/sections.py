@@ -250,10 +250,11 @@ class LossConfig(_Section):
         ("batch",),
         description="Divides every part: by images of the batch, positive cells, or all cells; a list multiplies them.",
     )
-    assignment: Literal["inside", "paper", "single", "best"] = Field(
-        "best",
+    assignment: Literal["inside", "paper", "single", "best", "across"] = Field(
+        "across",
         description="Which of the 3×3 cells around a centre answer for the object (are positive): those whose centre "
-        "lies in its box, all, only the centre's own, or the two that predict it best at the moment.",
+        "lies in its box, all, only the centre's own, or the two that predict it best at the moment; across: these, and "
+        "two of the grid beside.",
     )
     localization: Literal["ciou", "giou", "diou", "mse"] = Field("ciou", description="Loss of a positive cell's box.")
     classification: Literal["bce", "softmax", "focal"] = Field("bce", description="Loss of a positive cell's class.")

@@ -210,23 +210,23 @@ def _frequencies_and_means(detector, targets) -> list:
     vectors = []
     for row in range(len(detector.strides)):
         vector = detector.initial_bias()
-        mine = won & (scale == row)[..., None]
+        mine = won & (scale == row)
         if mine.any():
-            weights = mine.sum(-1)[scale == row]
             mean_offset = np.asarray(targets.offset)[mine].mean(0)
             vector[0:2] = np.asarray(cell_geometry.offset_logits(mean_offset, criterion.offset_activation))
-            vector[2:4] = np.average(np.asarray(targets.log_size)[scale == row], axis=0, weights=weights)
-            anchors = _shares(np.asarray(targets.anchor)[scale == row], weights, per_scale)
-            classes = _shares(np.asarray(targets.classes)[scale == row], weights, criterion.num_classes)
+            vector[2:4] = np.asarray(targets.log_size)[mine].mean(0)
+            anchors = _shares(np.asarray(targets.anchor)[mine], per_scale)
+            of_claims = np.broadcast_to(np.asarray(targets.classes)[..., None], mine.shape)
+            classes = _shares(of_claims[mine], criterion.num_classes)
             vector[5 : 5 + per_scale] = _constant_logits(anchors, criterion.anchor)
             vector[5 + per_scale :] = _constant_logits(classes, criterion.classification)
         vectors.append(vector)
     return vectors
 
 
-def _shares(index, weights, count: int) -> np.ndarray:
-    """Share of each of `count` values among objects, each as often as cells answer for it; padding has weight 0."""
-    return np.bincount(np.maximum(index, 0), weights, minlength=count) / weights.sum()
+def _shares(index, count: int) -> np.ndarray:
+    """Share of each of `count` values among cells."""
+    return np.bincount(index, minlength=count) / len(index)
 
 
 def _constant_logits(shares, kind: str) -> np.ndarray:

@@ -126,18 +126,18 @@ def nine_cells(center, scale, layout: CellLayout):
     """The 3×3 cells around points, in the order of `NEIGHBOURHOOD`.
 
     Args:
-        center: [B, M, 2] float (x, y) in cells of the point's own scale.
-        scale: [B, M] int32.
+        center: [..., 2] float (x, y) in cells of the scale looked at.
+        scale: [...] int32.
         layout: where the cells lie.
 
     Returns:
-        (column, row) [B, M, 9, 2] float32; index among all N cells [B, M, 9] int32, some other cell's where there is
-        none; whether there is one [B, M, 9] bool.
+        (column, row) [..., 9, 2] float32; index among all N cells [..., 9] int32, some other cell's where there is
+        none; whether there is one [..., 9] bool.
     """
     shapes = ops.take(ops.convert_to_tensor([[c, r] for r, c in layout.shapes], "int32"), scale, axis=0)
     own = ops.clip(ops.cast(ops.floor(center), "int32"), 0, shapes - 1)
-    around = own[:, :, None] + ops.convert_to_tensor(NEIGHBOURHOOD, "int32")
-    limit = shapes[:, :, None]
+    around = own[..., None, :] + ops.convert_to_tensor(NEIGHBOURHOOD, "int32")
+    limit = shapes[..., None, :]
     exists = ops.all((around >= 0) & (around < limit), axis=-1)
     inside = ops.clip(around, 0, limit - 1)
     first = ops.take(ops.convert_to_tensor(layout.first_cells[:-1], "int32"), scale, axis=0)

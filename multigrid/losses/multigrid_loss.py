@@ -153,7 +153,7 @@ class MultiGridLoss:
         """Finds the cells that answer for each box; arguments as for `__call__`."""
         layout = cell_geometry.layout_of(outputs, self.strides)
         predicted = None
-        if self.assignment == "best":
+        if self.assignment in targets.COMPETING:
             channels = self._split(cell_geometry.flatten(outputs))
             predicted = ops.stop_gradient(self._decode(channels, layout))
         return targets.encode(y_true["boxes"], y_true["classes"], layout, self.anchors, self.assignment, predicted)
@@ -228,7 +228,7 @@ class MultiGridLoss:
         return weight * components.objectness(ops.where(ignored_cell, logits, 0.0), 0.0)
 
     def _overlap(self, predicted, encoded):
-        """IoU of the box that each positive cell predicts with its object's: [B, M, 9], 1 for claims that lost."""
+        """IoU of the box that each positive cell predicts with its object's: [B, M, K], 1 for claims that lost."""
         overlap = box_geometry.iou(targets.gather_cells(predicted, encoded.cell), encoded.boxes[:, :, None])
         return ops.where(encoded.positive, overlap, 1.0)
 
@@ -241,11 +241,11 @@ class MultiGridLoss:
         offsets = cell_geometry.offset(raw.xy, self.offset_activation)
         boxes, true_boxes = self._boxes(offsets, raw.wh, encoded, layout)
         code = ops.concatenate([offsets, raw.wh], axis=-1)
-        true_code = ops.concatenate([encoded.offset, _like_nine(encoded.log_size, encoded.offset)], axis=-1)
+        true_code = ops.concatenate([encoded.offset, encoded.log_size], axis=-1)
         values = {
             "localization": components.localization(self.localization, boxes, true_boxes, code, true_code),
             "object": components.objectness(raw.objectness, quality),
-            "anchor": components.anchor(self.anchor, raw.anchor, _nine(encoded.anchor)),
+            "anchor": components.anchor(self.anchor, raw.anchor, encoded.anchor),
             "classification": self._classification(raw.classes, encoded),
         }
         if "consensus" in self.parts:
@@ -259,7 +259,7 @@ class MultiGridLoss:
         stride = ops.take(layout.stride, encoded.cell, axis=0)
         table = ops.reshape(ops.convert_to_tensor(self.anchors, "float32"), (-1, 2))
         matched = ops.take(table, encoded.scale * len(self.anchors[0]) + encoded.anchor, axis=0)
-        decoded = cell_geometry.cell_boxes(offsets, log_sizes, cell_xy, stride, matched[:, :, None])
+        decoded = cell_geometry.cell_boxes(offsets, log_sizes, cell_xy, stride, matched)
         true_boxes = ops.broadcast_to(encoded.boxes[:, :, None], ops.shape(decoded))
         unit = ops.convert_to_tensor([0.0, 0.0, 1.0, 1.0])
         won = encoded.positive[..., None]
@@ -274,8 +274,9 @@ class MultiGridLoss:
 
     def _classification(self, logits, encoded):
         index = ops.maximum(encoded.classes, 0)
+        of_claims = ops.broadcast_to(index[..., None], ops.shape(encoded.cell))
         values = components.classification(
-            self.classification, logits, _nine(index), self.label_smoothing, self.focal_gamma, self.focal_alpha
+            self.classification, logits, of_claims, self.label_smoothing, self.focal_gamma, self.focal_alpha
         )
         if self.class_weights is None:
             return values
@@ -297,7 +298,8 @@ def _spoiled(encoded):
 
 def _count(encoded, layout, negative_cell, ignored_cell) -> dict:
     """How many there are of each, by scale: name -> [S] float32; `cells` over the whole batch."""
-    in_scale = ops.one_hot(encoded.scale, len(layout.strides))
+    in_scale = ops.one_hot(encoded.own_scale, len(layout.strides))
+    ones = ops.ones_like(encoded.offset[..., 0])
     valid = ops.cast(encoded.classes >= 0, "float32")
     images = ops.cast(ops.shape(encoded.boxes)[0], "float32")
     cells = ops.cast(ops.stack([rows * columns for rows, columns in layout.shapes]), "float32")
@@ -305,8 +307,8 @@ def _count(encoded, layout, negative_cell, ignored_cell) -> dict:
         "images": images * ops.ones_like(cells),
         "cells": images * cells,
         "objects": ops.einsum("bm,bms->s", valid, in_scale),
-        "claims": ops.einsum("bmk,bms->s", ops.cast(encoded.claimed, "float32"), in_scale),
-        "positives": ops.einsum("bmk,bms->s", ops.cast(encoded.positive, "float32"), in_scale),
+        "claims": _by_scale_of_claims(ones, encoded, layout, encoded.claimed),
+        "positives": _by_scale_of_claims(ones, encoded, layout),
         "negatives": _by_scale_of_cells(ops.cast(negative_cell, "float32"), layout),
         "ignored": _by_scale_of_cells(ops.cast(ignored_cell, "float32"), layout),
     }
@@ -318,26 +320,16 @@ def _by_scale_of_cells(values, layout):
     return ops.stack([ops.sum(values[:, a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)])
 
 
-def _by_scale_of_claims(values, encoded, layout):
-    """[B, M, 9] of claims -> [S] sums over those that won their cell."""
-    by_object = ops.sum(ops.where(encoded.positive, values, 0.0), axis=-1)
+def _by_scale_of_claims(values, encoded, layout, which=None):
+    """[B, M, K] of claims -> [S] sums over those that won their cell, or over others that are named."""
     # selected and not multiplied by 0 or 1: what is not finite at one scale stays there
-    return ops.stack([ops.sum(ops.where(encoded.scale == row, by_object, 0.0)) for row in range(len(layout.strides))])
+    scale = ops.where(encoded.positive if which is None else which, encoded.scale, -1)
+    return ops.stack([ops.sum(ops.where(scale == row, values, 0.0)) for row in range(len(layout.strides))])
 
 
 def _true_boxes(encoded):
     """[B, M, 4], zeros for padding."""
     return ops.where((encoded.classes >= 0)[..., None], encoded.boxes, 0.0)
-
-
-def _nine(per_object):
-    """[B, M] -> [B, M, 9]."""
-    return ops.repeat(per_object[..., None], len(cell_geometry.NEIGHBOURHOOD), axis=-1)
-
-
-def _like_nine(per_object, claims):
-    """[B, M, 2] -> [B, M, 9, 2]."""
-    return ops.broadcast_to(per_object[:, :, None], ops.shape(claims))
 
 
 def _known(name, word, known):

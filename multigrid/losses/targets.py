@@ -1,8 +1,9 @@
 """The one encoder: which cells answer for which object, and what they should say.
 
-Every object belongs to the scale and anchor that fit its size best; there up to nine cells, its own and the eight
-around it, claim it. A claim is a slot [image, object, one of nine]; what a cell should predict is kept with the claim,
-not in a grid, so the cost grows with the number of objects and hardly with the number of cells and classes.
+Every object belongs to the scale and anchor that fit its size best; there, and with "across" in the grid beside it too,
+up to nine cells, the one that holds its centre and the eight around it, claim it. A claim is a slot [image, object, one
+of K]; what a cell should predict is kept with the claim, not in a grid, so the cost grows with the number of objects
+and hardly with the number of cells and classes.
 """
 
 from typing import NamedTuple
@@ -12,24 +13,30 @@ from keras import ops
 from multigrid.geometry import boxes as box_geometry
 from multigrid.geometry import cells as cell_geometry
 
-ASSIGNMENTS = ("inside", "paper", "single", "best")
-BEST_CELLS = 2  # how many of the nine `best` keeps
+ASSIGNMENTS = ("inside", "paper", "single", "best", "across")
+COMPETING = ("best", "across")  # where what cells predict at the moment decides which of them answer
+BEST_CELLS = 2  # how many of a grid's nine these keep
 BEST_FLOOR = 0.05  # added to the IoU, so that cells whose boxes overlap nothing yet are told apart by their distance
 BEST_DECAY = 0.3  # how fast a cell's merit falls with the squared distance, in cells, of its centre from the object's
+NINE = len(cell_geometry.NEIGHBOURHOOD)
 
 
 class Targets(NamedTuple):
-    """Claims of cells on objects, padded: B images, M objects, 9 claims an object, N cells over all scales."""
+    """Claims of cells on objects, padded: B images, M objects, N cells over all scales, and K claims an object.
+
+    K is 9, those of the object's own scale, or with "across" 18: after them those of the scale beside it.
+    """
 
     boxes: object  # [B, M, 4] float32 corners in input pixels
     classes: object  # [B, M] int32, -1 for padding
-    scale: object  # [B, M] int32
-    anchor: object  # [B, M] int32, within the scale
-    log_size: object  # [B, M, 2] float32, ln(size / matched anchor)
-    cell: object  # [B, M, 9] int32, index into the image's N cells
-    offset: object  # [B, M, 9, 2] float32 (x, y) in cells, from the claiming cell's corner, in [-1, 2]
-    claimed: object  # [B, M, 9] bool, before collisions
-    positive: object  # [B, M, 9] bool, the claims that won their cell
+    own_scale: object  # [B, M] int32, the scale of the anchor that fits the object best
+    scale: object  # [B, M, K] int32, of the claiming cell
+    anchor: object  # [B, M, K] int32, within that scale: the one that fits the object best there
+    log_size: object  # [B, M, K, 2] float32, ln(size / that anchor)
+    cell: object  # [B, M, K] int32, index into the image's N cells
+    offset: object  # [B, M, K, 2] float32 (x, y) in cells, from the claiming cell's corner, in [-1, 2]
+    claimed: object  # [B, M, K] bool, before collisions
+    positive: object  # [B, M, K] bool, the claims that won their cell
 
 
 def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None) -> Targets:
@@ -41,25 +48,32 @@ def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None)
         layout: `CellLayout` of the output grids.
         anchors_wh: [scales, A, 2] float, (width, height) in input pixels, coarse to fine.
         assignment: "paper": all nine cells; "single": the object's own; "inside": its own and those neighbours whose
-            centre lies inside the box; "best": the two of the nine whose predicted box fits best at this moment.
-        predicted_boxes: [B, N, 4] float corners, every cell's present prediction; "best" needs it.
+            centre lies inside the box; "best": the two of the nine whose predicted box fits best at this moment;
+            "across": likewise two of the nine, and two of the nine in the scale beside: the next coarser one, for
+            objects of the coarsest the next finer. The finest has no cells to spare for objects of another.
+        predicted_boxes: [B, N, 4] float corners, every cell's present prediction; "best" and "across" need it.
 
     Returns:
-        `Targets`. Where two objects want one cell it goes to the one whose centre lies in it, else to the nearer
-        centre, else to the smaller box.
+        `Targets`. Where two objects want one cell it goes to the one that belongs to its scale, else to the one whose
+        centre lies in it, else to the nearer centre, else to the smaller box.
     """
     boxes, classes = ops.cast(boxes, "float32"), ops.cast(classes, "int32")
     center, size = box_geometry.centers_and_sizes(boxes)
     valid = (classes >= 0) & ops.all(size > 0.0, axis=-1)
     size = ops.where(valid[..., None], size, 1.0)
-    scale, anchor, log_size = _match(size, anchors_wh)
+    scale, offered, anchor, log_size = _match(size, anchors_wh, assignment)
     stride = ops.take(ops.convert_to_tensor(layout.strides, "float32"), scale, axis=0)
-    cell_xy, cell, exists = cell_geometry.nine_cells(center / stride[..., None], scale, layout)
-    offsets = (center / stride[..., None])[:, :, None] - cell_xy
-    claimed = exists & valid[..., None]
-    claimed = claimed & _rule(assignment, boxes, cell_xy, cell, offsets, stride, predicted_boxes, claimed)
-    positive = _settle(claimed, cell, offsets, ops.prod(size, axis=-1), layout)
-    return Targets(boxes, classes, scale, anchor, log_size, cell, offsets, claimed, positive)
+    center = center[:, :, None] / stride[..., None]
+    cell_xy, cell, exists = (_claims(values) for values in cell_geometry.nine_cells(center, scale, layout))
+    own_scale = scale[..., 0]
+    scale, offered, anchor, log_size, stride, center = (
+        ops.repeat(values, NINE, axis=2) for values in (scale, offered, anchor, log_size, stride, center)
+    )
+    offset = center - cell_xy
+    claimed = exists & offered & valid[..., None]
+    claimed = claimed & _rule(assignment, boxes, cell_xy, cell, offset, stride, predicted_boxes, claimed)
+    positive = _settle(claimed, cell, offset, scale != own_scale[..., None], ops.prod(size, axis=-1), layout)
+    return Targets(boxes, classes, own_scale, scale, anchor, log_size, cell, offset, claimed, positive)
 
 
 def gather_cells(values, cell):
@@ -67,10 +81,10 @@ def gather_cells(values, cell):
 
     Args:
         values: [B, N, ...] of every cell.
-        cell: [B, M, 9] int32 indices into N.
+        cell: [B, M, K] int32 indices into N.
 
     Returns:
-        [B, M, 9, ...].
+        [B, M, K, ...].
     """
     shape = ops.shape(values)
     flat = ops.reshape(values, (-1, *values.shape[2:]))
@@ -95,17 +109,17 @@ def target_grids(targets: Targets, layout, anchors_per_scale: int, num_classes: 
         List of [B, rows, columns, 5 + A + C] float32, coarse to fine: offset, log size, 1, one-hot anchor and one-hot
         class in the positive cells, 0 elsewhere.
     """
-    nine = (1, 1, len(cell_geometry.NEIGHBOURHOOD), 1)
-    per_object = ops.concatenate(
+    classes = ops.broadcast_to(targets.classes[..., None], ops.shape(targets.cell))
+    values = ops.concatenate(
         [
+            targets.offset,
             targets.log_size,
             ops.ones_like(targets.log_size[..., :1]),
             ops.one_hot(targets.anchor, anchors_per_scale),
-            ops.one_hot(targets.classes, num_classes),
+            ops.one_hot(classes, num_classes),
         ],
         axis=-1,
     )
-    values = ops.concatenate([targets.offset, ops.tile(per_object[:, :, None], nine)], axis=-1)
     values = ops.where(targets.positive[..., None], values, 0.0)
     batch, total, channels = ops.shape(targets.boxes)[0], layout.first_cells[-1], 5 + anchors_per_scale + num_classes
     index = ops.reshape(_across_batch(targets.cell, total), (-1,))
@@ -113,45 +127,65 @@ def target_grids(targets: Targets, layout, anchors_per_scale: int, num_classes: 
     return cell_geometry.unflatten(ops.reshape(summed, (batch, total, channels)), layout)
 
 
-def _match(size, anchors_wh):
-    """Best (scale, anchor) of all scales by IoL, and ln(size / anchor)."""
+def _match(size, anchors_wh, assignment):
+    """The V scales whose cells may claim an object, its own first, and the anchor of each that fits it best, by IoL.
+
+    Returns:
+        Scale [B, M, V] int32; whether it may [B, M, V] bool; anchor [B, M, V] int32; ln(size / anchor) [B, M, V, 2].
+    """
     anchors_wh = ops.convert_to_tensor(anchors_wh, "float32")
-    per_scale = anchors_wh.shape[1]
+    scales, per_scale = anchors_wh.shape[:2]
     table = ops.reshape(anchors_wh, (-1, 2))
-    best = ops.cast(ops.argmax(box_geometry.iol(size, table), axis=-1), "int32")
-    return best // per_scale, best % per_scale, ops.log(size / ops.take(table, best, axis=0))
+    overlap = box_geometry.iol(size, table)
+    own = ops.cast(ops.argmax(overlap, axis=-1), "int32") // per_scale
+    scale, offered = own[..., None], ops.ones_like(own[..., None], dtype="bool")
+    if assignment == "across":
+        finest = scales - 1
+        beside = ops.where(own > 0, own - 1, min(1, finest))
+        scale = ops.stack([own, beside], axis=-1)
+        offered = ops.stack([own >= 0, (own < finest) & (beside < finest)], axis=-1)
+    of_scales = ops.argmax(ops.reshape(overlap, (*ops.shape(size)[:2], scales, per_scale)), axis=-1)
+    anchor = ops.take_along_axis(ops.cast(of_scales, "int32"), scale, axis=-1)
+    return scale, offered, anchor, ops.log(size[:, :, None] / ops.take(table, scale * per_scale + anchor, axis=0))
 
 
-def _rule(assignment, boxes, cell_xy, cell, offsets, stride, predicted_boxes, claimed):
-    """Which of the nine cells the assignment lets claim: [B, M, 9] bool."""
-    own = ops.convert_to_tensor([k == cell_geometry.OWN_CELL for k in range(len(cell_geometry.NEIGHBOURHOOD))])
+def _claims(values):
+    """[B, M, V, 9, ...] -> [B, M, V · 9, ...]."""
+    batch, objects = ops.shape(values)[:2]
+    return ops.reshape(values, (batch, objects, values.shape[2] * NINE, *values.shape[4:]))
+
+
+def _rule(assignment, boxes, cell_xy, cell, offset, stride, predicted_boxes, claimed):
+    """Which of the claims the assignment lets stand: [B, M, K] bool."""
+    own = ops.convert_to_tensor([k == cell_geometry.OWN_CELL for k in range(NINE)])
     if assignment == "paper":
         return ops.ones_like(claimed)
     if assignment == "single":
         return ops.broadcast_to(own, ops.shape(claimed))
     if assignment == "inside":
-        point = (cell_xy + 0.5) * stride[..., None, None]
+        point = (cell_xy + 0.5) * stride[..., None]
         low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]
         return own | ops.all((point > low) & (point < high), axis=-1)
-    if assignment == "best":
-        return _best_of_nine(boxes, cell, offsets, predicted_boxes, claimed)
+    if assignment in COMPETING:
+        return _best_of_nine(assignment, boxes, cell, offset, predicted_boxes, claimed)
     raise ValueError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, received {assignment!r}")
 
 
-def _best_of_nine(boxes, cell, offsets, predicted_boxes, claimed):
+def _best_of_nine(assignment, boxes, cell, offset, predicted_boxes, claimed):
     if predicted_boxes is None:
-        raise ValueError('assignment "best": expected predicted_boxes, received None')
+        raise ValueError(f'assignment "{assignment}": expected predicted_boxes, received None')
     overlap = box_geometry.iou(gather_cells(predicted_boxes, cell), boxes[:, :, None])
-    distance = ops.sum((offsets - 0.5) ** 2, axis=-1)
+    distance = ops.sum((offset - 0.5) ** 2, axis=-1)
     fit = ops.where(claimed, (overlap + BEST_FLOOR) * ops.exp(-BEST_DECAY * distance), -1.0)
-    kept = ops.top_k(fit, BEST_CELLS)[1]
-    return ops.any(kept[..., None] == ops.arange(len(cell_geometry.NEIGHBOURHOOD)), axis=-2)
+    by_scale = ops.reshape(fit, (*ops.shape(fit)[:2], fit.shape[2] // NINE, NINE))
+    kept = ops.top_k(by_scale, BEST_CELLS)[1]
+    return _claims(ops.any(kept[..., None] == ops.arange(NINE), axis=-2))
 
 
-def _settle(claimed, cell, offsets, area, layout):
-    """Leaves each cell to one claim: centre in the cell, else nearer, else smaller box, else the earlier object."""
-    outside = ops.any((offsets < 0.0) | (offsets >= 1.0), axis=-1)
-    nearness = -ops.sum((offsets - 0.5) ** 2, axis=-1) - ops.where(outside, 100.0, 0.0)
+def _settle(claimed, cell, offset, guest, area, layout):
+    """Leaves each cell to one claim: no guest from another scale, else centre in the cell, nearer, smaller, earlier."""
+    outside = ops.any((offset < 0.0) | (offset >= 1.0), axis=-1)
+    nearness = -ops.sum((offset - 0.5) ** 2, axis=-1) - ops.where(outside, 100.0, 0.0) - ops.where(guest, 1000.0, 0.0)
     smallness = ops.broadcast_to(-area[..., None], ops.shape(claimed))
     earliness = ops.broadcast_to(-ops.arange(ops.shape(area)[1], dtype="float32")[None, :, None], ops.shape(claimed))
     for merit in (nearness, smallness, earliness):

@@ -263,7 +263,7 @@ def scales_never_answer(making, silent):
         kept = ops.ones_like(found.scale, dtype="bool")
         for scale in silent:
             kept = kept & (found.scale != scale)
-        return found._replace(claimed=found.claimed & kept[..., None], positive=found.positive & kept[..., None])
+        return found._replace(claimed=found.claimed & kept, positive=found.positive & kept)
 
     making.criterion(encode=encode)
 

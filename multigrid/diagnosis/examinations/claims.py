@@ -22,11 +22,11 @@ class Claims:
     Attributes:
         objects: with finite corners, a positive area and a centre in the image.
         unclaimed: share of them that no cell claims, before any collision.
-        claims: an object, before collisions.
+        claims: an object in the grid it belongs to, before collisions.
         most: positive cells of the object that has most.
-        starved: share of the objects that are claimed, and lose all cells to others.
+        starved: share of the objects that are claimed there, and lose all these cells to others.
         starved_if_spread: that share if every object went to the scale whose cells suit its size.
-        lost: share of the claims that are lost to other objects.
+        lost: share of these claims that are lost to other objects.
         lost_if_spread: likewise.
         positives: cells that answer for one of them, or for padding.
         astray: share of these that answer for no object, or for one whose centre is further than their neighbour.
@@ -79,10 +79,11 @@ def _of_batch(case, images, truth) -> dict:
     usable = usable_boxes(boxes, classes, images.shape[1:3])
     empty = outputs.empty_outputs(case, len(images), images.shape[1:3])
     found = case.criterion.encode(truth, empty)
-    claimed, positive = as_array(found.claimed), as_array(found.positive)
+    positive, home = as_array(found.positive), _at_home(found)
+    claimed = as_array(found.claimed) & home
     if claimed.shape[:2] != usable.shape:  # an encoder that has rows of its own: they are counted, not compared
         usable = as_array(found.classes) >= 0
-    mine, scale = usable & claimed.any(-1), as_array(found.scale)
+    mine, scale = usable & claimed.any(-1), as_array(found.own_scale)
     offset = as_array(found.offset)
     far, padding = ((offset < -1.02) | (offset > 2.02)).any(axis=-1), as_array(found.classes) < 0
     positive = positive & (usable | padding)[..., None]  # boxes that are no boxes have cells that mean nothing
@@ -91,8 +92,8 @@ def _of_batch(case, images, truth) -> dict:
         "claimed": mine.sum(),
         "claims": claimed[usable].sum(),
         "most": positive.sum(-1).max(initial=0),
-        "starved": (mine & ~positive.any(-1)).sum(),
-        "won": positive[usable].sum(),
+        "starved": (mine & ~(positive & home).any(-1)).sum(),
+        "won": (positive & home)[usable].sum(),
         "positives": positive.sum(),
         "astray": (positive & (far | padding[..., None])).sum(),
         "cells": sum(int(np.prod(grid.shape[:3])) for grid in empty),
@@ -109,9 +110,14 @@ def _if_spread(case, boxes, classes, empty) -> dict:
     predicted = cell_geometry.decode_boxes(channels, layout, anchors, outputs.activation_of(case))
     rule = getattr(case.criterion, "assignment", "paper")
     spread = target_rules.encode(ops.convert_to_tensor(boxes), classes, layout, anchors, rule, predicted)
-    claimed, positive = as_array(spread.claimed), as_array(spread.positive)
+    claimed, positive = (as_array(which) & _at_home(spread) for which in (spread.claimed, spread.positive))
     return {
         "starved_if_spread": (claimed.any(-1) & ~positive.any(-1)).sum(),
         "lost_if_spread": claimed.sum() - positive.sum(),
         "claims_if_spread": claimed.sum(),
     }
+
+
+def _at_home(found) -> np.ndarray:
+    """Claims of the grid that the object belongs to: [B, M, K] bool; only what is left over goes to guests."""
+    return as_array(found.scale) == as_array(found.own_scale)[..., None]

@@ -84,8 +84,8 @@ def examine(case) -> RoundTrip | None:
     said = np.stack([column, line], axis=-1) + offset
     away = said - centre / stride
     readings = (said[:, ::-1], np.stack([line, column], axis=-1) + offset, across + offset)
-    scale_of, anchor_of = (as_array(value)[image, row] for value in (scene.targets.scale, scene.targets.anchor))
-    anchor, log_size = case.anchors[scale_of, anchor_of], as_array(scene.targets.log_size)[image, row]
+    scale_of, anchor_of = (as_array(value)[image, row, nine] for value in (scene.targets.scale, scene.targets.anchor))
+    anchor, log_size = case.anchors[scale_of, anchor_of], as_array(scene.targets.log_size)[image, row, nine]
     size, crossed = (np.log(anchor / side) + code for code in (log_size, log_size[:, ::-1]))
     farther = np.log(np.maximum(said * stride, 1e-3) / np.maximum(centre, 1e-3))
     errors = np.maximum(np.abs(away).max(axis=-1), np.abs(size).max(axis=-1))
@@ -170,7 +170,7 @@ def _own_cell(scene) -> np.ndarray:
     """How far the middle of an object's nine cells is from the one that its centre lies in, at the worst scale."""
     objects = scene.classes >= 0
     offset = as_array(scene.targets.offset)[objects, cell_geometry.OWN_CELL]
-    beside, scale = -np.floor(offset + 1e-4), as_array(scene.targets.scale)[objects]
+    beside, scale = -np.floor(offset + 1e-4), as_array(scene.targets.own_scale)[objects]
     middles = [np.zeros(2)]
     for row in np.unique(scale):
         mine = beside[scale == row]

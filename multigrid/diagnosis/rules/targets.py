@@ -8,6 +8,7 @@ from multigrid.diagnosis.examinations import anchors_fit, claims, outputs, round
 from multigrid.diagnosis.examinations.roundtrip import NEAR
 from multigrid.diagnosis.finding import Observation, Remedy, Verdict, rule
 from multigrid.diagnosis.rules.telling import ROUGH
+from multigrid.losses.targets import BEST_CELLS, COMPETING
 
 UNIT_FACTOR = 5.5  # anchors that are off by more, all alike, are in another unit
 GOOD_FIT = 0.45  # mean IoL from which the anchors would fit once they are multiplied
@@ -289,7 +290,8 @@ def too_few_cells(case):
     seen = case.examined(claims.examine)
     if seen is None or seen.objects < 4:
         return None
-    promised = {"paper": 9, "best": 4}.get(getattr(case.criterion, "assignment", None), 1)
+    assignment = getattr(case.criterion, "assignment", None)
+    promised = BEST_CELLS if assignment in COMPETING else {"paper": 9}.get(assignment, 1)
     few = seen.claims < 0.5 * promised
     if seen.unclaimed < 0.02 and not few:
         return None
