@@ -280,7 +280,7 @@ class DoubledClaims(MultiGridLoss):
 
 
 class CoarseAlone(MultiGridLoss):
-    """Every object goes to the coarsest grid."""
+    """Every object goes to the coarsest grid, and to no other: beside it stand anchors that no object may have."""
 
     def encode(self, y_true, outputs):
         sizes = np.array(self.anchors) * np.array([1.0, 1e-3, 1e-3])[:, None, None]

@@ -39,7 +39,7 @@ def trainer(draw_scenes, tmp_path_factory):
     "options",
     [
         {},
-        {"loss_normalization": ("positives",), "localization": "mse", "anchor": "bce"},
+        {"loss_normalization": ("positives",), "localization": "mse", "anchor": "bce", "assignment": "best"},
         {"classification": "focal", "label_smoothing": 0.1, "localization": "giou", "assignment": "paper"},
         {
             "loss_normalization": ("batch", "grid"), "assignment": "single", "consensus_scale": 1.0,

@@ -7,9 +7,11 @@ from small_cases import case_with, first, rules_of, verdicts
 from small_runs import make_config
 
 from multigrid import assembly
+from multigrid.config import LossConfig
 from multigrid.diagnosis.examinations import anchors_fit, claims, outputs, roundtrip
 from multigrid.diagnosis.rules import targets
 from multigrid.geometry.anchor_fit import fit_anchors
+from multigrid.losses.targets import ASSIGNMENTS, BEST_CELLS
 from multigrid.training.trainer import MultiGridTrainer
 
 RULES = rules_of(targets)
@@ -33,7 +35,7 @@ def test_sound_targets_raise_no_alarm(trainer):
         assert verdicts(case, RULES) == {}
 
 
-@pytest.mark.parametrize("assignment", ["paper", "inside", "single"])
+@pytest.mark.parametrize("assignment", [word for word in ASSIGNMENTS if word != LossConfig().assignment])
 def test_no_assignment_raises_an_alarm(trainer, assignment):
     with case_with(trainer, assignment=assignment) as case:
         assert verdicts(case, RULES) == {}
@@ -139,15 +141,32 @@ def test_a_shift_is_measured_in_cells(trainer):
     assert seen.shift == pytest.approx([1.0, 0.0], abs=1e-3) and seen.shift_spread == pytest.approx([0, 0], abs=1e-3)
 
 
+def crowded(case, count, smallest, largest):
+    """Batches of the case's images with so many boxes on each, of sides between these."""
+    random, batches = np.random.default_rng(0), []
+    for images, _ in case.batches:
+        corner = random.uniform(0, (80, 50), size=(len(images), count, 2))
+        side = random.uniform(smallest, largest, size=(len(images), count, 2))
+        boxes = np.concatenate([corner, corner + side], axis=-1).astype("float32")
+        batches.append((images, {"boxes": boxes, "classes": np.zeros(boxes.shape[:2], "int32")}))
+    return batches
+
+
+def test_guests_that_yield_to_the_objects_of_a_grid_are_no_collisions(trainer):
+    seen = {}
+    for assignment in ("best", "across"):
+        with case_with(trainer, assignment=assignment) as case:
+            case.__dict__["batches"] = crowded(case, 12, 14, 50)  # of the middle and the coarse grid
+            seen[assignment] = case.examined(claims.examine)
+    best, across = seen["best"], seen["across"]
+    assert across.scale_shares[:2].min() > 0.1 and across.positives > best.positives
+    assert across.claims == best.claims <= BEST_CELLS
+    assert (across.lost, across.starved) == (best.lost, best.starved) and best.lost > 0.1
+
+
 def test_dense_objects_alone_are_no_collision_of_a_wrong_encoder(trainer):
     with case_with(trainer) as case:
-        random = np.random.default_rng(0)
-        crowded = []
-        for images, _ in case.batches:
-            corner = random.uniform(0, (80, 50), size=(len(images), 60, 2))
-            boxes = np.concatenate([corner, corner + random.uniform(5, 14, size=(len(images), 60, 2))], axis=-1)
-            crowded.append((images, {"boxes": boxes.astype("float32"), "classes": np.zeros(boxes.shape[:2], "int32")}))
-        case.__dict__["batches"] = crowded
+        case.__dict__["batches"] = crowded(case, 60, 5, 14)
         assert case.examined(claims.examine).lost > 0.3
         assert targets.collisions.function(case) is None
 

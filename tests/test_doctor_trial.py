@@ -32,7 +32,7 @@ def made(draw_scenes, tmp_path_factory):
         five = case.course.steps
         case.course = trial.until(STEPS)
         slower = counterfactual.undone(case, "still", lambda path, step: 0.0, 6)
-        halved = case.course.again(None, 4, 0.5)
+        halved = case.course.again(None, 4, 0.1)
         traced = case.detector.train_function
         further = trial.until(STEPS + 1)
     return case, before, five, slower, traced, further, halved
@@ -88,9 +88,9 @@ def test_steps_are_made_again_with_changes_undone_and_go_on_where_they_were(made
 def test_steps_are_made_again_at_another_rate(made):
     case, *_, halved = made
     rates = [[row["learning_rate"] for row in rows] for rows in (case.course.rows[:4], halved.rows)]
-    assert rates[1] == pytest.approx([0.5 * rate for rate in rates[0]])
+    assert rates[1] == pytest.approx([0.1 * rate for rate in rates[0]])
     usual, slow = ([row["loss"] for row in rows] for rows in (case.course.rows[:4], halved.rows))
-    assert usual[0] == pytest.approx(slow[0], rel=1e-5) and usual[3] != pytest.approx(slow[3], rel=1e-4)
+    assert usual[0] == pytest.approx(slow[0], rel=1e-5) and usual[3] != pytest.approx(slow[3], rel=1e-3)
 
 
 def test_a_range_test_takes_the_smallest_rate_that_is_as_good_as_any():

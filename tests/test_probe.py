@@ -153,6 +153,21 @@ def test_the_best_constant_head_knows_frequencies(trainer):
     assert units["classification"]["at_initialization"] > 1.0
 
 
+def test_an_encoder_that_lets_padding_answer_is_probed_all_the_same(trainer, batch, monkeypatch):
+    images, truth = batch
+    encode = trainer.detector.criterion.encode
+    as_objects = lambda y_true, outputs: encode({**y_true, "classes": np.abs(y_true["classes"])}, outputs)  # noqa: E731
+
+    def padding_answers(y_true, outputs):
+        return as_objects(y_true, outputs)._replace(classes=y_true["classes"])
+
+    boxes = np.concatenate([truth["boxes"], [[[30, 12, 50, 32]]] * len(images)], axis=1).astype("float32")
+    classes = np.concatenate([truth["classes"], [[-1]] * len(images)], axis=1).astype("int32")
+    monkeypatch.setattr(trainer.detector.criterion, "encode", padding_answers)
+    record = describe_batch(trainer.detector, images, {"boxes": boxes, "classes": classes})
+    assert all(unit["best_constant"] is not None for unit in record["per_unit"])
+
+
 def test_an_image_without_objects_has_only_objectness(trainer):
     images, classes = np.zeros((1, 64, 96, 3), "uint8"), np.full((1, 8), -1, "int32")
     record = describe_batch(trainer.detector, images, {"boxes": np.zeros((1, 8, 4), "float32"), "classes": classes})

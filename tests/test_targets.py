@@ -249,19 +249,21 @@ def test_across_measures_each_claim_by_the_stride_and_anchors_of_its_own_grid():
     np.testing.assert_allclose(encoded.log_size[0][~beside][0], np.log([30 / 28, 18 / 19]), atol=1e-5)
 
 
-@pytest.mark.parametrize("scales, expected", [(1, [0]), (2, [0, 1]), (3, [0, 1, 2])])
-def test_across_with_any_number_of_grids(scales, expected):
-    few = cells.layout_of([np.zeros((1, *shape, 1), "float32") for shape in SHAPES[:scales]], STRIDES[:scales])
-    predicted = np.zeros((1, few.first_cells[-1], 4), "float32")
-    boxes = np.array([[COARSE, MIDDLE, FINE][:scales]], "float32")
+@pytest.mark.parametrize(
+    ("scales", "reached"), [(1, [[0]]), (2, [[0], [1]]), (3, [[0, 1], [0, 1], [2]]), (4, [[0, 1], [0, 1], [1, 2], [3]])]
+)
+def test_across_leaves_the_finest_of_however_many_grids_alone(scales, reached):
+    shapes, strides = (*SHAPES, (16, 24))[:scales], (*STRIDES, 4)[:scales]
+    anchors = np.concatenate([ANCHORS, [[[4, 6], [6, 3]]]])[:scales]
+    grids = cells.layout_of([np.zeros((1, *shape, 1), "float32") for shape in shapes], strides)
+    boxes = np.array([[COARSE, MIDDLE, FINE, (50, 20, 54, 26)][:scales]], "float32")
     encode_it = compiled(
-        lambda *arrays: targets.encode(arrays[0], [list(range(scales))], few, ANCHORS[:scales], "across", arrays[1])
+        lambda *arrays: targets.encode(arrays[0], [list(range(scales))], grids, anchors, "across", arrays[1])
     )
-    encoded = encode_it(boxes, predicted)
-    assert np.asarray(encoded.own_scale)[0].tolist() == expected
-    of_scale = [np.asarray(encoded.scale)[0, row][np.asarray(encoded.claimed)[0, row]] for row in range(scales)]
-    reached = [sorted(set(scale.tolist())) for scale in of_scale]
-    assert reached == {1: [[0]], 2: [[0], [1]], 3: [[0, 1], [0, 1], [2]]}[scales]
+    encoded = encode_it(boxes, np.zeros((1, grids.first_cells[-1], 4), "float32"))
+    assert np.asarray(encoded.own_scale)[0].tolist() == list(range(scales))
+    claimed, scale = np.asarray(encoded.claimed)[0], np.asarray(encoded.scale)[0]
+    assert [sorted(set(scale[row][claimed[row]].tolist())) for row in range(scales)] == reached
 
 
 def test_best_needs_predictions_and_a_word_must_be_known():

@@ -26,6 +26,7 @@ VARIANTS = (
     ("model.neck=full",),
     ("model.offset_activation=tanh",),
     ("loss.assignment=single",),
+    ("loss.assignment=best",),
     ("loss.assignment=inside",),
     ("loss.assignment=paper",),
     ("loss.localization=giou",),

@@ -225,8 +225,8 @@ def _frequencies_and_means(detector, targets) -> list:
 
 
 def _shares(index, count: int) -> np.ndarray:
-    """Share of each of `count` values among cells."""
-    return np.bincount(index, minlength=count) / len(index)
+    """Share of each of `count` values among cells; a cell that answers for padding counts as the first."""
+    return np.bincount(np.maximum(index, 0), minlength=count) / len(index)
 
 
 def _constant_logits(shares, kind: str) -> np.ndarray:

@@ -24,7 +24,8 @@ NINE = len(cell_geometry.NEIGHBOURHOOD)
 class Targets(NamedTuple):
     """Claims of cells on objects, padded: B images, M objects, N cells over all scales, and K claims an object.
 
-    K is 9, those of the object's own scale, or with "across" 18: after them those of the scale beside it.
+    K is 9, those of the object's own scale, or with "across" and three scales or more 18: after them those of the scale
+    beside it.
     """
 
     boxes: object  # [B, M, 4] float32 corners in input pixels
@@ -50,7 +51,8 @@ def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None)
         assignment: "paper": all nine cells; "single": the object's own; "inside": its own and those neighbours whose
             centre lies inside the box; "best": the two of the nine whose predicted box fits best at this moment;
             "across": likewise two of the nine, and two of the nine in the scale beside: the next coarser one, for
-            objects of the coarsest the next finer. The finest has no cells to spare for objects of another.
+            objects of the coarsest the next finer. The finest is left to its own objects, and these have no other; with
+            fewer than three scales it is "best".
         predicted_boxes: [B, N, 4] float corners, every cell's present prediction; "best" and "across" need it.
 
     Returns:
@@ -61,19 +63,14 @@ def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None)
     center, size = box_geometry.centers_and_sizes(boxes)
     valid = (classes >= 0) & ops.all(size > 0.0, axis=-1)
     size = ops.where(valid[..., None], size, 1.0)
-    scale, offered, anchor, log_size = _match(size, anchors_wh, assignment)
-    stride = ops.take(ops.convert_to_tensor(layout.strides, "float32"), scale, axis=0)
-    center = center[:, :, None] / stride[..., None]
-    cell_xy, cell, exists = (_claims(values) for values in cell_geometry.nine_cells(center, scale, layout))
-    own_scale = scale[..., 0]
-    scale, offered, anchor, log_size, stride, center = (
-        ops.repeat(values, NINE, axis=2) for values in (scale, offered, anchor, log_size, stride, center)
+    near = _candidates(center, size, layout, anchors_wh, assignment)
+    claimed = near.exists & valid[..., None]
+    claimed = claimed & _rule(assignment, boxes, near, predicted_boxes, claimed)
+    own_scale = near.scale[..., 0]
+    positive = _settle(claimed, near, own_scale, ops.prod(size, axis=-1), layout)
+    return Targets(
+        boxes, classes, own_scale, near.scale, near.anchor, near.log_size, near.cell, near.offset, claimed, positive
     )
-    offset = center - cell_xy
-    claimed = exists & offered & valid[..., None]
-    claimed = claimed & _rule(assignment, boxes, cell_xy, cell, offset, stride, predicted_boxes, claimed)
-    positive = _settle(claimed, cell, offset, scale != own_scale[..., None], ops.prod(size, axis=-1), layout)
-    return Targets(boxes, classes, own_scale, scale, anchor, log_size, cell, offset, claimed, positive)
 
 
 def gather_cells(values, cell):
@@ -127,6 +124,29 @@ def target_grids(targets: Targets, layout, anchors_per_scale: int, num_classes: 
     return cell_geometry.unflatten(ops.reshape(summed, (batch, total, channels)), layout)
 
 
+class _Candidates(NamedTuple):
+    """The cells around each object's centre, in the scales that may claim it: [B, M, K, ...], nine a scale."""
+
+    scale: object
+    anchor: object
+    log_size: object
+    stride: object  # pixels
+    cell: object
+    cell_xy: object  # [B, M, K, 2] float32 (column, row)
+    offset: object
+    exists: object  # whether there is such a cell, and its scale may claim the object
+
+
+def _candidates(center, size, layout, anchors_wh, assignment) -> _Candidates:
+    scale, offered, anchor, log_size = _match(size, anchors_wh, assignment)
+    stride = ops.take(ops.convert_to_tensor(layout.strides, "float32"), scale, axis=0)
+    center = center[:, :, None] / stride[..., None]
+    cell_xy, cell, exists = cell_geometry.nine_cells(center, scale, layout)
+    offset = center[..., None, :] - cell_xy
+    nine = (ops.repeat(values, NINE, axis=2) for values in (scale, anchor, log_size, stride))
+    return _Candidates(*nine, *(_claims(values) for values in (cell, cell_xy, offset, exists & offered[..., None])))
+
+
 def _match(size, anchors_wh, assignment):
     """The V scales whose cells may claim an object, its own first, and the anchor of each that fits it best, by IoL.
 
@@ -139,11 +159,11 @@ def _match(size, anchors_wh, assignment):
     overlap = box_geometry.iol(size, table)
     own = ops.cast(ops.argmax(overlap, axis=-1), "int32") // per_scale
     scale, offered = own[..., None], ops.ones_like(own[..., None], dtype="bool")
-    if assignment == "across":
-        finest = scales - 1
-        beside = ops.where(own > 0, own - 1, min(1, finest))
+    if assignment == "across" and scales > 2:
+        # the finest is left to its own objects, and these have no other: with large ones in it small ones are not learnt
+        beside = ops.abs(own - 1)
         scale = ops.stack([own, beside], axis=-1)
-        offered = ops.stack([own >= 0, (own < finest) & (beside < finest)], axis=-1)
+        offered = ops.stack([ops.ones_like(own, dtype="bool"), own < scales - 1], axis=-1)
     of_scales = ops.argmax(ops.reshape(overlap, (*ops.shape(size)[:2], scales, per_scale)), axis=-1)
     anchor = ops.take_along_axis(ops.cast(of_scales, "int32"), scale, axis=-1)
     return scale, offered, anchor, ops.log(size[:, :, None] / ops.take(table, scale * per_scale + anchor, axis=0))
@@ -155,7 +175,7 @@ def _claims(values):
     return ops.reshape(values, (batch, objects, values.shape[2] * NINE, *values.shape[4:]))
 
 
-def _rule(assignment, boxes, cell_xy, cell, offset, stride, predicted_boxes, claimed):
+def _rule(assignment, boxes, near, predicted_boxes, claimed):
     """Which of the claims the assignment lets stand: [B, M, K] bool."""
     own = ops.convert_to_tensor([k == cell_geometry.OWN_CELL for k in range(NINE)])
     if assignment == "paper":
@@ -163,33 +183,40 @@ def _rule(assignment, boxes, cell_xy, cell, offset, stride, predicted_boxes, cla
     if assignment == "single":
         return ops.broadcast_to(own, ops.shape(claimed))
     if assignment == "inside":
-        point = (cell_xy + 0.5) * stride[..., None]
+        point = (near.cell_xy + 0.5) * near.stride[..., None]
         low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]
         return own | ops.all((point > low) & (point < high), axis=-1)
-    if assignment in COMPETING:
-        return _best_of_nine(assignment, boxes, cell, offset, predicted_boxes, claimed)
-    raise ValueError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, received {assignment!r}")
-
-
-def _best_of_nine(assignment, boxes, cell, offset, predicted_boxes, claimed):
+    if assignment not in COMPETING:
+        raise ValueError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, received {assignment!r}")
     if predicted_boxes is None:
         raise ValueError(f'assignment "{assignment}": expected predicted_boxes, received None')
-    overlap = box_geometry.iou(gather_cells(predicted_boxes, cell), boxes[:, :, None])
-    distance = ops.sum((offset - 0.5) ** 2, axis=-1)
-    fit = ops.where(claimed, (overlap + BEST_FLOOR) * ops.exp(-BEST_DECAY * distance), -1.0)
+    return _best_of_nine(boxes, near, predicted_boxes, claimed)
+
+
+def _best_of_nine(boxes, near, predicted_boxes, claimed):
+    overlap = box_geometry.iou(gather_cells(predicted_boxes, near.cell), boxes[:, :, None])
+    fit = ops.where(claimed, (overlap + BEST_FLOOR) * ops.exp(-BEST_DECAY * _away(near)), -1.0)
     by_scale = ops.reshape(fit, (*ops.shape(fit)[:2], fit.shape[2] // NINE, NINE))
     kept = ops.top_k(by_scale, BEST_CELLS)[1]
     return _claims(ops.any(kept[..., None] == ops.arange(NINE), axis=-2))
 
 
-def _settle(claimed, cell, offset, guest, area, layout):
-    """Leaves each cell to one claim: no guest from another scale, else centre in the cell, nearer, smaller, earlier."""
-    outside = ops.any((offset < 0.0) | (offset >= 1.0), axis=-1)
-    nearness = -ops.sum((offset - 0.5) ** 2, axis=-1) - ops.where(outside, 100.0, 0.0) - ops.where(guest, 1000.0, 0.0)
+def _away(near):
+    """Squared distance of an object's centre from that of the cell, in cells: [B, M, K]."""
+    return ops.sum((near.offset - 0.5) ** 2, axis=-1)
+
+
+def _settle(claimed, near, own_scale, area, layout):
+    """Leaves each cell to one claim: of its scale, else centre in the cell, else nearer, smaller, earlier object."""
+    outside = ops.any((near.offset < 0.0) | (near.offset >= 1.0), axis=-1)
+    nearness = -_away(near) - ops.where(outside, 100.0, 0.0)
     smallness = ops.broadcast_to(-area[..., None], ops.shape(claimed))
     earliness = ops.broadcast_to(-ops.arange(ops.shape(area)[1], dtype="float32")[None, :, None], ops.shape(claimed))
-    for merit in (nearness, smallness, earliness):
-        claimed = claimed & (merit >= _best_by_cell(ops.where(claimed, merit, -1e30), cell, layout))
+    merits = [nearness, smallness, earliness]
+    if claimed.shape[2] > NINE:
+        merits.insert(0, ops.cast(near.scale == own_scale[..., None], "float32"))
+    for merit in merits:
+        claimed = claimed & (merit >= _best_by_cell(ops.where(claimed, merit, -1e30), near.cell, layout))
     return claimed
 
 

@@ -260,10 +260,10 @@ def scales_never_answer(making, silent):
     #     a scale without positives. Not: anchors do not fit, labels missing.
     def encode(self, y_true, outputs):
         found = MultiGridLoss.encode(self, y_true, outputs)
-        kept = ops.ones_like(found.scale, dtype="bool")
+        kept = ops.ones_like(found.own_scale, dtype="bool")
         for scale in silent:
-            kept = kept & (found.scale != scale)
-        return found._replace(claimed=found.claimed & kept, positive=found.positive & kept)
+            kept = kept & (found.own_scale != scale)
+        return found._replace(claimed=found.claimed & kept[..., None], positive=found.positive & kept[..., None])
 
     making.criterion(encode=encode)
 

@@ -40,7 +40,7 @@ def with_sums(making, function) -> None:
 
 
 def raw_outputs(criterion, cells, encoded):
-    """Channels of the positive cells [B, M, 9, ...]; zeros for the others."""
+    """Channels of the positive cells [B, M, K, ...]; zeros for the others."""
     claimed = targets.gather_cells(cells, encoded.cell)
     return criterion._split(ops.where(encoded.positive[..., None], claimed, 0.0))
 

@@ -59,7 +59,7 @@ def cell_off_by_one(making, where):
     def encode(self, y_true, outputs):
         found = MultiGridLoss.encode(self, y_true, outputs)
         strides = np.array(self.strides, "float32") * (1.0 if where != "finest" else np.eye(len(self.strides))[-1])
-        step = ops.take(ops.convert_to_tensor(strides, "float32"), found.scale, axis=0)
+        step = ops.take(ops.convert_to_tensor(strides, "float32"), found.own_scale, axis=0)
         down = step if where == "xy" else ops.zeros_like(step)
         return MultiGridLoss.encode(
             self, {**y_true, "boxes": y_true["boxes"] + ops.stack([step, down] * 2, -1)}, outputs

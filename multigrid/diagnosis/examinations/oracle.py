@@ -119,8 +119,8 @@ def examine_decoding(case) -> Decoding | None:
     if scene is None or decode is None:
         return None
     boxes = decode(scene.cells)["boxes"]
-    image, row, nine = np.nonzero(as_array(scene.targets.positive))
-    cell = as_array(scene.targets.cell)[image, row, nine]
+    image, row, claim = np.nonzero(as_array(scene.targets.positive))
+    cell = as_array(scene.targets.cell)[image, row, claim]
     said, true = boxes[image, cell].astype("float64"), scene.boxes[image, row].astype("float64")
     centre, true_centre = (said[:, :2] + said[:, 2:]) / 2, (true[:, :2] + true[:, 2:]) / 2
     log_size = np.log(np.maximum(said[:, 2:] - said[:, :2], 1e-6) / (true[:, 2:] - true[:, :2]))

@@ -186,8 +186,8 @@ def _ignored_price(case, scene) -> float:
 def _beside(scene) -> int | None:
     """A cell without an object that lies next to the lone object's own and can say its box."""
     rows = as_array(scene.targets.cell)[1, 0]
-    finest = len(scene.layout.strides) - 1
-    free = [cell for cell in rows if scene.scale_of_cells[cell] == finest and not scene.positive[1, cell]]
+    own = as_array(scene.targets.own_scale)[1, 0]
+    free = [cell for cell in rows if scene.scale_of_cells[cell] == own and not scene.positive[1, cell]]
     return int(free[0]) if free else None
 
 

@@ -21,7 +21,8 @@ EDGE = 0.02  # cells that an offset may lie outside of its range by rounding
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """Errors of the designed scene's claims at the scale where they are largest, K of them.
+    """Errors of the designed scene's claims where they are largest, K of them: at one scale, of objects that belong to
+    it or of objects that are guests there.
 
     Attributes:
         shift: [2] median of where cells say the centre is, less where it is, (x, y) in cells.
@@ -74,8 +75,8 @@ def examine(case) -> RoundTrip | None:
     scene = case.examined(outputs.examine)
     if scene is None or not as_array(scene.targets.positive).any():
         return None
-    image, row, nine = np.nonzero(as_array(scene.targets.positive))
-    cell, offset = as_array(scene.targets.cell)[image, row, nine], as_array(scene.targets.offset)[image, row, nine]
+    image, row, claim = np.nonzero(as_array(scene.targets.positive))
+    cell, offset = as_array(scene.targets.cell)[image, row, claim], as_array(scene.targets.offset)[image, row, claim]
     strides = np.array(case.detector.strides, float)
     grids = [(scene.size[0] // stride, scene.size[1] // stride) for stride in case.detector.strides]
     scale, column, line, across = _places(cell, grids)
@@ -84,13 +85,14 @@ def examine(case) -> RoundTrip | None:
     said = np.stack([column, line], axis=-1) + offset
     away = said - centre / stride
     readings = (said[:, ::-1], np.stack([line, column], axis=-1) + offset, across + offset)
-    scale_of, anchor_of = (as_array(value)[image, row, nine] for value in (scene.targets.scale, scene.targets.anchor))
-    anchor, log_size = case.anchors[scale_of, anchor_of], as_array(scene.targets.log_size)[image, row, nine]
+    scale_of, anchor_of = (as_array(value)[image, row, claim] for value in (scene.targets.scale, scene.targets.anchor))
+    anchor, log_size = case.anchors[scale_of, anchor_of], as_array(scene.targets.log_size)[image, row, claim]
     size, crossed = (np.log(anchor / side) + code for code in (log_size, log_size[:, ::-1]))
     farther = np.log(np.maximum(said * stride, 1e-3) / np.maximum(centre, 1e-3))
     errors = np.maximum(np.abs(away).max(axis=-1), np.abs(size).max(axis=-1))
-    worst = scale == max(
-        set(scale.tolist()), key=lambda row: np.nan_to_num(np.median(errors[scale == row]), nan=np.inf)
+    group = 2 * scale + (scale_of != as_array(scene.targets.own_scale)[image, row])  # hosts and guests of each scale
+    worst = group == max(
+        set(group.tolist()), key=lambda one: np.nan_to_num(np.median(errors[group == one]), nan=np.inf)
     )
     away, size, crossed, farther = (values[worst] for values in (away, size, crossed, farther))
     return RoundTrip(
