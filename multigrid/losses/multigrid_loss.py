@@ -185,7 +185,7 @@ class MultiGridLoss:
             redundant = self._suppression(channels.objectness, predicted, ignored_cell, encoded)
             sums["suppression"] = _by_scale_of_cells(redundant, layout)
         counts = _count(encoded, layout, negative_cell, ignored_cell)
-        counts["confidence"] = _by_scale_of_claims(quality, encoded.scale, encoded.positive, layout)
+        counts["confidence"] = _by_scale_of_claims(quality, encoded, layout)
         (everywhere,) = sum_over_replicas([ops.stack(list(counts.values()))])
         counts = dict(zip(counts, ops.unstack(everywhere), strict=True))
         normalizers = self._normalizers(counts)
@@ -251,7 +251,7 @@ class MultiGridLoss:
         if "consensus" in self.parts:
             classes = (ops.softmax if self.classification == "softmax" else ops.sigmoid)(raw.classes)
             values["consensus"] = components.consensus(boxes, true_boxes, ops.sigmoid(raw.objectness), classes, won)
-        return {name: _by_scale_of_claims(value, encoded.scale, won, layout) for name, value in values.items()}
+        return {name: _by_scale_of_claims(value, encoded, layout) for name, value in values.items()}
 
     def _boxes(self, offsets, log_sizes, encoded, layout):
         """What positive cells predict, against the matched anchor, and the true boxes; one unit box for the others."""
@@ -307,8 +307,8 @@ def _count(encoded, layout, negative_cell, ignored_cell) -> dict:
         "images": images * ops.ones_like(cells),
         "cells": images * cells,
         "objects": ops.einsum("bm,bms->s", valid, in_scale),
-        "claims": _by_scale_of_claims(ones, encoded.scale, encoded.claimed, layout),
-        "positives": _by_scale_of_claims(ones, encoded.scale, encoded.positive, layout),
+        "claims": _by_scale_of_claims(ones, encoded._replace(positive=encoded.claimed), layout),
+        "positives": _by_scale_of_claims(ones, encoded, layout),
         "negatives": _by_scale_of_cells(ops.cast(negative_cell, "float32"), layout),
         "ignored": _by_scale_of_cells(ops.cast(ignored_cell, "float32"), layout),
     }
@@ -320,10 +320,10 @@ def _by_scale_of_cells(values, layout):
     return ops.stack([ops.sum(values[:, a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)])
 
 
-def _by_scale_of_claims(values, scale, which, layout):
-    """[B, M, K] of claims -> [S] sums over some of them."""
+def _by_scale_of_claims(values, encoded, layout):
+    """[B, M, K] of claims -> [S] sums over those that won their cell."""
     # selected and not multiplied by 0 or 1: what is not finite at one scale stays there
-    scale = ops.where(which, scale, -1)
+    scale = ops.where(encoded.positive, encoded.scale, -1)
     return ops.stack([ops.sum(ops.where(scale == row, values, 0.0)) for row in range(len(layout.strides))])
 
 

@@ -160,7 +160,7 @@ def _match(size, anchors_wh, assignment):
     own = ops.cast(ops.argmax(overlap, axis=-1), "int32") // per_scale
     scale, offered = own[..., None], ops.ones_like(own[..., None], dtype="bool")
     if assignment == "across" and scales > 2:
-        # the finest is left to its own objects, and these have no other: with large ones in it small ones are not learnt
+        # the finest is left to its own objects: with large ones in it the small ones are hardly learnt
         beside = ops.abs(own - 1)
         scale = ops.stack([own, beside], axis=-1)
         offered = ops.stack([ops.ones_like(own, dtype="bool"), own < scales - 1], axis=-1)
