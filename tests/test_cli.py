@@ -12,8 +12,9 @@ import yaml
 from PIL import Image
 
 from multigrid import cli, report
-from multigrid.cli import main
+from multigrid.cli import main, train
 from multigrid.cli.options import Document, emit
+from multigrid.config import TrainingConfig
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 PARSERS = next(action for action in cli._parser()._actions if action.choices).choices
@@ -48,6 +49,14 @@ def test_the_example_of_every_verb_parses(verb):
         assert command[:2] == ["multigrid", verb]
         options = cli._parse(command[1:])
         assert options.run.__name__ == f"run_{verb}" and options.json is False
+
+
+def test_train_says_when_the_average_is_too_slow_for_the_steps(capsys):
+    for epochs, ema, told in ((2, 0.99, True), (2, None, False), (60, 0.99, False), (2, 0.8, False)):
+        training = TrainingConfig(epochs=epochs, ema=ema)
+        train._tell_of_a_slow_average(training, batches=21)
+        said = capsys.readouterr().out
+        assert ("66% the first ones; training.ema=0.762" in said) == told and bool(said) == told
 
 
 @pytest.mark.parametrize("verb", PARSERS)

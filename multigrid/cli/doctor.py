@@ -64,7 +64,7 @@ def run_doctor(options) -> int:
         case = subjects.of_bundle(options.run_dir)
     else:
         case = subjects.of_run(options.run_dir, [*options.overrides, *weights_settings(options)])
-    with report.counting("examining") as progress:
+    with report.counting("asking rules") as progress:
         diagnosis = diagnose(case, deep=options.deep, progress=progress)
     written = page.write(diagnosis, folder)
     _show(diagnosis, page.headline(diagnosis))

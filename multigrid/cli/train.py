@@ -56,6 +56,7 @@ def run_train(options) -> int:
     validation = "no validation" if val_data is None else f"{len(val_data.samples)} to validate"
     parameters = f"{trainer.detector.count_params():,} parameters"
     report.say(f"{len(train_data.samples)} images to train, {validation}; {parameters}")
+    _tell_of_a_slow_average(trainer.config.training, len(train_data))
     try:
         history = trainer.train()
     except NonFiniteLossError as error:
@@ -92,6 +93,22 @@ def _findings(trainer, history) -> dict:
         "metrics": None,
         "saved_weights": None,
     }
+
+
+def _tell_of_a_slow_average(training, batches: int) -> None:
+    """Says before a short training that validation will see little of it."""
+    from multigrid.training.optimizers import average_for, first_weights_share
+
+    steps = training.epochs * batches // training.gradient_accumulation
+    if training.ema is None or training.stages or steps == 0:
+        return
+    left = first_weights_share(training.ema, steps)
+    if left < 0.05:
+        return
+    report.say(
+        f"{steps} steps are few for training.ema={training.ema:g}: the averaged weights, which are validated and kept, "
+        f"will be {left:.0%} the first ones; training.ema={average_for(steps):.3g} suits so short a training"
+    )
 
 
 def _check_target(path) -> None:

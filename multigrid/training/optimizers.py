@@ -186,6 +186,16 @@ def inner_optimizer(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.O
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
+def first_weights_share(momentum: float, steps: int) -> float:
+    """The share that the first weights have in a moving average of this momentum after so many steps."""
+    return momentum**steps
+
+
+def average_for(steps: int) -> float:
+    """A momentum whose average has left the first weights behind after so many steps."""
+    return min(0.99, max(0.5, 1.0 - 10.0 / steps))
+
+
 def build_optimizer(
     name: str,
     learning_rate,

@@ -7,7 +7,7 @@ from keras import ops
 
 from multigrid.diagnosis.examinations import coverage, settings
 from multigrid.diagnosis.finding import CERTAIN, Observation, Remedy, Verdict, rule
-from multigrid.training.optimizers import inner_optimizer
+from multigrid.training.optimizers import average_for, first_weights_share, inner_optimizer
 
 LONG_RISE = 3  # epochs of warm-up that are short in a run of any length
 ADAPTIVE = (1e-5, 1.5e-2)  # learning rates of the Adam family that work
@@ -279,7 +279,7 @@ def average_too_slow(case):
     live = case.examined(settings.optimization)
     if live.ema is None or not live.steps:
         return None
-    left = live.ema**live.steps
+    left = first_weights_share(live.ema, live.steps)
     if left < 0.05:
         return None
     return Verdict(
@@ -294,7 +294,7 @@ def average_too_slow(case):
         ),
         Remedy(
             "Lower training.ema, or switch it off.",
-            settings=(f"training.ema={min(0.99, max(0.5, 1 - 10 / live.steps)):.3g}",),
+            settings=(f"training.ema={average_for(live.steps):.3g}",),
             part="optimizer",
         ),
     )
