@@ -73,8 +73,8 @@ def test_a_comparison_names_every_half_finished_run_before_it_trains(compare, mo
     monkeypatch.setattr(compare.subprocess, "run", lambda *words, **more: pytest.fail(f"{words} was started"))
     monkeypatch.setattr(sys, "argv", ["compare.py", "--data", "cells", "--seeds", "1", "2"])
     begun_run("accuracy-cells-single-2")
-    begun_run("accuracy-cells-best-1")
-    expected = r"without test.metrics\.json: runs.accuracy-cells-single-2, runs.accuracy-cells-best-1; .*remove"
+    begun_run("accuracy-cells-across-1")
+    expected = r"without test.metrics\.json: runs.accuracy-cells-single-2, runs.accuracy-cells-across-1; .*remove"
     with pytest.raises(SystemExit, match=expected):
         compare.main()
 

@@ -197,14 +197,14 @@ def test_a_layer_that_fails_only_in_training_is_named_with_the_image_before_the_
 @pytest.mark.backend
 def test_a_class_weight_is_seen_in_the_component_of_the_images_that_have_the_class(samples, tmp_path):
     data = make_data(samples)
-    # class 2 stands in image 2, the first of the second batch
+    # class 2 stands in image 2, the first of the second batch: an object of stride 16, of which cells of 32 speak too
     message, bundle, figures = stopped(build(class_weights=[1.0, 1.0, math.nan]), data, tmp_path)
     assert message.startswith(
-        "epoch 1, step 2: component classification at stride 16 is the first that is not finite; "
+        "epoch 1, step 2: component classification at stride 32 is the first that is not finite; "
         f"1 of 2 images; image files: {samples[2].path}; "
     )
     assert figures["first"] == {
-        "kind": "component", "name": "classification", "stride": 16, "images": [0], "note": ""
+        "kind": "component", "name": "classification", "stride": 32, "images": [0], "note": ""
     }  # fmt: skip
 
 
