@@ -30,7 +30,6 @@ class Targets(NamedTuple):
 
     boxes: object  # [B, M, 4] float32 corners in input pixels
     classes: object  # [B, M] int32, -1 for padding
-    own_scale: object  # [B, M] int32, the scale of the anchor that fits the object best
     scale: object  # [B, M, K] int32, of the claiming cell
     anchor: object  # [B, M, K] int32, within that scale: the one that fits the object best there
     log_size: object  # [B, M, K, 2] float32, ln(size / that anchor)
@@ -38,6 +37,11 @@ class Targets(NamedTuple):
     offset: object  # [B, M, K, 2] float32 (x, y) in cells, from the claiming cell's corner, in [-1, 2]
     claimed: object  # [B, M, K] bool, before collisions
     positive: object  # [B, M, K] bool, the claims that won their cell
+
+    @property
+    def own_scale(self):
+        """[B, M] int32, the scale of the anchor that fits the object best."""
+        return self.scale[..., 0]
 
 
 def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None) -> Targets:
@@ -66,11 +70,8 @@ def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None)
     near = _candidates(center, size, layout, anchors_wh, assignment)
     claimed = near.exists & valid[..., None]
     claimed = claimed & _rule(assignment, boxes, near, predicted_boxes, claimed)
-    own_scale = near.scale[..., 0]
-    positive = _settle(claimed, near, own_scale, ops.prod(size, axis=-1), layout)
-    return Targets(
-        boxes, classes, own_scale, near.scale, near.anchor, near.log_size, near.cell, near.offset, claimed, positive
-    )
+    positive = _settle(claimed, near, ops.prod(size, axis=-1), layout)
+    return Targets(boxes, classes, near.scale, near.anchor, near.log_size, near.cell, near.offset, claimed, positive)
 
 
 def gather_cells(values, cell):
@@ -125,7 +126,7 @@ def target_grids(targets: Targets, layout, anchors_per_scale: int, num_classes: 
 
 
 class _Candidates(NamedTuple):
-    """The cells around each object's centre, in the scales that may claim it: [B, M, K, ...], nine a scale."""
+    """The cells around each object's centre, in the scales that may claim it, its own first: [B, M, K, ...]."""
 
     scale: object
     anchor: object
@@ -206,7 +207,7 @@ def _away(near):
     return ops.sum((near.offset - 0.5) ** 2, axis=-1)
 
 
-def _settle(claimed, near, own_scale, area, layout):
+def _settle(claimed, near, area, layout):
     """Leaves each cell to one claim: of its scale, else centre in the cell, else nearer, smaller, earlier object."""
     outside = ops.any((near.offset < 0.0) | (near.offset >= 1.0), axis=-1)
     nearness = -_away(near) - ops.where(outside, 100.0, 0.0)
@@ -214,7 +215,7 @@ def _settle(claimed, near, own_scale, area, layout):
     earliness = ops.broadcast_to(-ops.arange(ops.shape(area)[1], dtype="float32")[None, :, None], ops.shape(claimed))
     merits = [nearness, smallness, earliness]
     if claimed.shape[2] > NINE:
-        merits.insert(0, ops.cast(near.scale == own_scale[..., None], "float32"))
+        merits.insert(0, ops.cast(near.scale == near.scale[..., :1], "float32"))
     for merit in merits:
         claimed = claimed & (merit >= _best_by_cell(ops.where(claimed, merit, -1e30), near.cell, layout))
     return claimed
