@@ -19,6 +19,9 @@ HINT := { echo "name another interpreter, as in: make quickstart PYTHON=python3.
 # together. The files come in the order of conftest.py, the longest first.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+# Compiling is most of the tests on JAX, and what is compiled runs once: XLA leaves its optimizations out.
+ON_JAX := KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1
+
 # Albumentations asks the network for a newer version of itself at import; nothing here needs the answer.
 export NO_ALBUMENTATIONS_UPDATE := 1
 
@@ -31,8 +34,7 @@ quickstart: .venv/installed
 test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest $(PARALLEL)
-	: without XLA's optimizations: compiling is most of these tests, and what is compiled runs once
-	KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest -m backend $(PARALLEL)
+	$(ON_JAX) $(BIN)/python -m pytest -m backend $(PARALLEL)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
