@@ -15,12 +15,16 @@ CHECK := import sys; v = sys.version_info[:2]; \
 	sys.exit(None if (3, 10) <= v <= (3, 13) else "%s: expected Python 3.10 to 3.13, received %d.%d" % ((sys.executable,) + v))
 HINT := { echo "name another interpreter, as in: make quickstart PYTHON=python3.12 (after 'make clean' if there is a .venv)" >&2; exit 1; }
 
-# A test is mostly Python that traces a graph: one process a core, which keeps the fixtures of a file
-# together. The files come in the order of conftest.py, the longest first.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# A test is mostly Python that traces a graph: one process a core, and one more for the time that some of them wait for
+# trainings in processes of their own. The fixtures of a file stay together; the files come in the order of conftest.py,
+# the longest first.
+WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# Compiling is most of the tests on JAX, and what is compiled runs once: XLA leaves its optimizations out.
-ON_JAX := KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1
+# Compiling is most of a test on JAX, and what is compiled runs a few times at most: XLA leaves its optimizations out, and
+# what one process has compiled, single operations included, the others take from a folder.
+JAX_TESTS := JAX_DISABLE_MOST_OPTIMIZATIONS=1 JAX_COMPILATION_CACHE_DIR="$(CURDIR)/.venv/jax-cache" \
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 
 # Albumentations asks the network for a newer version of itself at import; nothing here needs the answer.
 export NO_ALBUMENTATIONS_UPDATE := 1
@@ -33,8 +37,8 @@ quickstart: .venv/installed
 
 test: .venv/installed-test
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest $(PARALLEL)
-	$(ON_JAX) $(BIN)/python -m pytest -m backend $(PARALLEL)
+	$(JAX_TESTS) $(BIN)/python -m pytest $(PARALLEL)
+	$(JAX_TESTS) KERAS_BACKEND=jax $(BIN)/python -m pytest -m backend $(PARALLEL)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .

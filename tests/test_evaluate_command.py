@@ -120,6 +120,14 @@ def test_config_and_weights_say_the_same_as_the_run_and_the_lines_say_what_was_m
     assert "of it in the network" in shown and "VOC AP at IoU 0.5" in shown
     agnostic = written[1]["metrics"]["class_agnostic"]
     assert f"all classes as one: mAP {agnostic['mAP']:.4g}, mAP50 {agnostic['mAP50']:.4g}\n" in shown
+    assert "multigrid doctor" not in shown  # weights alone tell nothing of their training
+
+
+@pytest.mark.parametrize(("limit", "says"), [(-0.1, False), (1.1, True)])
+def test_a_run_that_came_to_little_is_a_case_for_the_doctor(run_dir, tmp_path, capsys, monkeypatch, limit, says):
+    monkeypatch.setattr("multigrid.cli.evaluate.LOW", limit)
+    assert main(["evaluate", "--run", str(run_dir), "--output-dir", str(tmp_path / "here")]) == 0
+    assert (f"multigrid doctor {run_dir}\n" in capsys.readouterr().out) is says
 
 
 def test_one_class_is_not_told_twice(written):

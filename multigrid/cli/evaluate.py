@@ -17,6 +17,7 @@ from multigrid.cli.options import (
     start_backend,
 )
 
+LOW = 0.5  # a mAP50 below which the doctor is worth asking
 TEST_TIME_AUGMENTATION = ("detection.flip=true", "detection.scales=[0.83, 1.0, 1.17]")
 
 
@@ -51,6 +52,8 @@ def run_evaluate(options) -> int:
     report.say(said)
     for line in summary(evaluation.full_metrics, seconds):
         report.say(line)
+    if options.run_dir and (evaluation.metrics["mAP50"] or 0.0) < LOW:
+        report.say(f"what may have held it back in training: multigrid doctor {options.run_dir}")
     report.say(f"written to {folder}: {page.name} with errors.json and funnel.json, {', '.join(files)}")
     found = {"split": options.split, "folder": folder, "report": page, "verdict": said, "files": files}
     found["seconds"] = seconds
