@@ -456,10 +456,10 @@ def test_frozen_statistics_and_those_outside_of_training_are_not_touched():
     assert moved and not moved & own
 
 
-def test_thirty_steps_on_one_batch_bring_the_loss_down(detector):
+def test_sixty_steps_on_one_batch_bring_the_loss_down(detector):
     images, truth = draw()
     first = detector.train_on_batch(images, truth, return_dict=True)["loss"]
-    for _ in range(29):
+    for _ in range(59):
         detector.reset_metrics()
         last = detector.train_on_batch(images, truth, return_dict=True)["loss"]
     assert float(last) < 0.8 * float(first)
