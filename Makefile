@@ -19,7 +19,7 @@ HINT := { echo "name another interpreter, as in: make quickstart PYTHON=python3.
 # trainings in processes of their own. The fixtures of a file stay together; the files come in the order of conftest.py,
 # the longest first.
 WORKERS = $(shell $(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
-PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+TOGETHER := --dist loadfile --no-loadscope-reorder
 
 # Compiling is most of a test on JAX, and what is compiled runs a few times at most: XLA leaves its optimizations out, and
 # what one process has compiled, single operations included, the others take from a folder.
@@ -37,8 +37,8 @@ quickstart: .venv/installed
 
 test: .venv/installed-test
 	$(BIN)/ruff check .
-	$(JAX_TESTS) $(BIN)/python -m pytest $(PARALLEL)
-	$(JAX_TESTS) KERAS_BACKEND=jax $(BIN)/python -m pytest -m backend $(PARALLEL)
+	$(JAX_TESTS) $(BIN)/python -m pytest -n $(WORKERS) $(TOGETHER)
+	$(JAX_TESTS) KERAS_BACKEND=jax $(BIN)/python -m pytest -m backend -n auto --maxprocesses 4 $(TOGETHER)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
