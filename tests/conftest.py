@@ -1,4 +1,4 @@
-"""What every test shares: quiet imports and the way to the real data sets."""
+"""What every test shares: quiet imports, one thread a process, and the way to the real data sets."""
 
 import os
 import pathlib
