@@ -155,7 +155,25 @@ def test_a_line_shows_validation_where_there_is_one(capsys):
     callback = EpochLines()
     callback.set_params({"epochs": 9, "steps": 1})
     callback.on_train_begin()
-    callback.on_epoch_begin(3)
-    callback.on_epoch_end(3, {"loss": 2.0, "val_loss": 1.5, "val_mAP50": 0.5, "val_mAP": math.nan})
+    callback.on_epoch_begin(8)
+    callback.on_epoch_end(8, {"loss": 2.0, "val_loss": 1.5, "val_mAP50": 0.5, "val_mAP": math.nan})
     callback.on_train_end()
-    assert capsys.readouterr().out == "epoch 4/9  loss 2.000  val 1.500  val_mAP50 0.500\n"  # and no mAP: not measured
+    assert capsys.readouterr().out == "epoch 9/9  loss 2.000  val 1.500  val_mAP50 0.500\n"  # and no mAP: not measured
+
+
+def test_a_line_says_how_long_the_epochs_to_come_will_take(capsys, monkeypatch):
+    instants = iter([100.0, 700.0, 710.0, 720.0, 9000.0, 12790.0, 13000.0, 13010.0])  # each of four begins and ends
+    monkeypatch.setattr("multigrid.training.callbacks.time.perf_counter", lambda: next(instants))
+    callback = EpochLines(epochs=10)
+    for epochs, first in ((8, 6), (10, 8)):  # two stages of a training that was resumed
+        callback.set_params({"epochs": epochs, "steps": 1})
+        callback.on_train_begin()
+        for epoch in (first, first + 1):
+            callback.on_epoch_begin(epoch)
+            callback.on_epoch_end(epoch, {"loss": 2.0})
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 7/10  loss 2.000  0:30:00 to go",
+        "epoch 8/10  loss 2.000  0:00:20 to go",  # the first one built the graphs: it no longer counts
+        "epoch 9/10  loss 2.000  0:31:40 to go",
+        "epoch 10/10  loss 2.000",
+    ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import math
+import statistics
 import time
 
 import keras
@@ -115,7 +117,7 @@ class ValidationMetrics(keras.callbacks.Callback):
 
 
 class EpochLines(keras.callbacks.Callback):
-    """A progress bar an epoch and, when it ends, one line of its figures.
+    """A progress bar an epoch and, when it ends, one line of its figures and how long the epochs to come will take.
 
     Args:
         epochs: of the whole training; those of `fit` if None.
@@ -129,12 +131,15 @@ class EpochLines(keras.callbacks.Callback):
         super().__init__()
         self.epochs = epochs
         self.display = None
+        self.began = None
+        self.seconds = []  # of each epoch in this process, validation included
 
     def on_train_begin(self, logs=None):
         self.display = report.StepProgress(self.params["steps"])
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.display.start(f"epoch {epoch + 1}/{self.epochs or self.params['epochs']}")
+        self.began = time.perf_counter()
+        self.display.start(self._title(epoch))
 
     def on_train_batch_end(self, batch, logs=None):
         self.display.advance(f"loss {logs['loss']:.3f}")
@@ -144,7 +149,12 @@ class EpochLines(keras.callbacks.Callback):
         # NaN where this epoch was not measured
         measured = [name for name in ("val_mAP50", "val_mAP") if not math.isnan(logs.get(name, math.nan))]
         figures += [f"{name} {logs[name]:.3f}" for name in measured]
-        self.display.finish(f"epoch {epoch + 1}/{self.epochs or self.params['epochs']}  " + "  ".join(figures))
+        self.seconds.append(time.perf_counter() - self.began)
+        left = self._epochs() - epoch - 1
+        if left:
+            pace = statistics.mean(self.seconds[1:] or self.seconds)  # the first one builds the graphs too
+            figures.append(f"{datetime.timedelta(seconds=round(left * pace))} to go")
+        self.display.finish("  ".join([self._title(epoch), *figures]))
 
     def on_train_end(self, logs=None):
         self.stop()
@@ -153,6 +163,12 @@ class EpochLines(keras.callbacks.Callback):
         """Takes the bar away; Keras ends no training that is interrupted."""
         if self.display is not None:
             self.display.stop()
+
+    def _epochs(self) -> int:
+        return self.epochs or self.params["epochs"]
+
+    def _title(self, epoch: int) -> str:
+        return f"epoch {epoch + 1}/{self._epochs()}"
 
 
 def _short(number: float) -> str:
