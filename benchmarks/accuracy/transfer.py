@@ -1,10 +1,10 @@
 """What a backbone that was pretrained on drawn scenes is worth on a data set of photographs, in few epochs.
 
-    python benchmarks/accuracy/transfer.py --data FOLDER [--epochs 10] [--pretraining-epochs 10] [--seed 1]
+    python benchmarks/accuracy/transfer.py [--data FOLDER] [--epochs 10] [--pretraining-epochs 10] [--seed 1]
 
-Trains a detector on drawn scenes; then one on FOLDER (as `run.py` wants it) from scratch, and one that starts with the
-backbone of the drawn scenes, frozen for the first third of the epochs and free for the rest. Both are chosen on val.txt
-and measured on test.txt once; the rows go to the table of `run.py`.
+Trains a detector on drawn scenes, in runs/transfer-shapes-SEED; then one on FOLDER (as `run.py` wants it) from scratch,
+and one that starts with the backbone of the drawn scenes, frozen for the first third of the epochs and free for the
+rest. Both are chosen on val.txt and measured on test.txt once; the rows go to the table of `run.py`.
 """
 
 import argparse
@@ -23,6 +23,8 @@ def main() -> int:
     pretrained = pathlib.Path(f"runs/transfer-shapes-{options.seed}")
     if not (pretrained / "predictions.jpg").exists():  # written last: an earlier call got to the end
         _pretrain(pretrained, options)
+    if options.data is None:
+        return 0
     frozen = max(1, options.epochs // 3)
     stages = f"[{{epochs: {frozen}, freeze: backbone}}, {{epochs: {options.epochs - frozen}}}]"
     starts = {
@@ -52,7 +54,9 @@ def _pretrain(folder: pathlib.Path, options) -> None:
 def _options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--data", type=pathlib.Path, required=True, help="folder of train.txt, val.txt, test.txt, classes.txt"
+        "--data",
+        type=pathlib.Path,
+        help="folder of train.txt, val.txt, test.txt, classes.txt; without it the drawn scenes are all that is learnt",
     )
     parser.add_argument("--epochs", type=int, default=10, help="on the data set (%(default)s)")
     parser.add_argument("--pretraining-epochs", type=int, default=10, help="on drawn scenes (%(default)s)")
