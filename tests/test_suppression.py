@@ -181,9 +181,7 @@ def test_a_vote_puts_what_many_see_before_what_one_sees():
     assert len(Suppression("vote", 0.5)(candidates, least_score=0.34).scores) == 2
 
 
-@given(
-    seed=st.integers(0, 10**6), rule=st.sampled_from(sorted(RULES)), limit=st.sampled_from([1, 4, 20])
-)
+@given(seed=st.integers(0, 10**6), rule=st.sampled_from(sorted(RULES)), limit=st.sampled_from([1, 4, 20]))
 @settings(max_examples=40, deadline=None)
 def test_a_limit_leaves_the_first_of_what_is_left_without_it(seed, rule, limit):
     candidates, _ = sorted_candidates(*crowd(seed, 60))
