@@ -1,6 +1,7 @@
 """Callbacks: what goes into the logs of an epoch, and the line that it leaves."""
 
 import math
+import types
 
 import cv2
 import keras
@@ -162,18 +163,19 @@ def test_a_line_shows_validation_where_there_is_one(capsys):
 
 
 def test_a_line_says_how_long_the_epochs_to_come_will_take(capsys, monkeypatch):
-    instants = iter([100.0, 700.0, 710.0, 720.0, 9000.0, 12790.0, 13000.0, 13010.0])  # each of four begins and ends
-    monkeypatch.setattr("multigrid.training.callbacks.time.perf_counter", lambda: next(instants))
-    callback = EpochLines(epochs=10)
-    for epochs, first in ((8, 6), (10, 8)):  # two stages of a training that was resumed
+    instants = iter([100.0, 700.0, 710.0, 720.0, 9000.0, 9090.0, 9100.0, 9130.0])  # each of four begins and ends
+    clock = types.SimpleNamespace(perf_counter=lambda: next(instants))
+    monkeypatch.setattr("multigrid.training.callbacks.time", clock)
+    callback = EpochLines(epochs=11)
+    for epochs, first in ((8, 6), (11, 8)):  # two stages of a training that was resumed
         callback.set_params({"epochs": epochs, "steps": 1})
         callback.on_train_begin()
         for epoch in (first, first + 1):
             callback.on_epoch_begin(epoch)
             callback.on_epoch_end(epoch, {"loss": 2.0})
     assert capsys.readouterr().out.splitlines() == [
-        "epoch 7/10  loss 2.000  0:30:00 to go",
-        "epoch 8/10  loss 2.000  0:00:20 to go",  # the first one built the graphs: it no longer counts
-        "epoch 9/10  loss 2.000  0:31:40 to go",
-        "epoch 10/10  loss 2.000",
+        "epoch 7/11  loss 2.000  0:40:00 to go",
+        "epoch 8/11  loss 2.000  0:00:30 to go",  # the first one built the graphs: it no longer counts
+        "epoch 9/11  loss 2.000  0:03:00 to go",
+        "epoch 10/11  loss 2.000  0:00:30 to go",
     ]

@@ -84,3 +84,23 @@ def test_a_comparison_says_which_run_failed(compare, monkeypatch):
     # the folder holds no train.txt: run.py says so itself, and is through within seconds
     with pytest.raises(SystemExit, match=r"runs.accuracy-nowhere-single-4: run\.py ended with [12]; "):
         compare.main()
+
+
+def test_drawn_scenes_are_learnt_once_and_alone_without_data(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ACCURACY)
+    transfer = importlib.import_module("transfer")
+    sys.modules.pop("transfer")
+    learnt, run = [], pathlib.Path("runs/transfer-shapes-3")
+
+    def pretrain(folder, options):
+        learnt.append((folder, options.pretraining_epochs))
+        folder.mkdir(parents=True)
+        (folder / "predictions.jpg").touch()
+
+    monkeypatch.setattr(transfer, "_pretrain", pretrain)
+    monkeypatch.setattr(transfer.subprocess, "run", lambda *words, **more: pytest.fail(f"{words} was started"))
+    monkeypatch.setattr(sys, "argv", ["transfer.py", "--seed", "3", "--pretraining-epochs", "7"])
+    assert transfer.main() == 0 and capsys.readouterr().out == ""
+    assert transfer.main() == 0 and learnt == [(run, 7)]
+    assert capsys.readouterr().out == f"{run}: there from an earlier call, and not trained again\n"

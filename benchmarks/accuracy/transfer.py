@@ -2,9 +2,10 @@
 
     python benchmarks/accuracy/transfer.py [--data FOLDER] [--epochs 10] [--pretraining-epochs 10] [--seed 1]
 
-Trains a detector on drawn scenes, in runs/transfer-shapes-SEED; then one on FOLDER (as `run.py` wants it) from scratch,
-and one that starts with the backbone of the drawn scenes, frozen for the first third of the epochs and free for the
-rest. Both are chosen on val.txt and measured on test.txt once; the rows go to the table of `run.py`.
+Trains a detector on drawn scenes, in runs/transfer-shapes-SEED; without --data that is all. Then one on FOLDER (as
+`run.py` wants it) from scratch, and one that starts with the backbone of the drawn scenes, frozen for the first third
+of the epochs and free for the rest. Both are chosen on val.txt and measured on test.txt once; the rows go to the table
+of `run.py`.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import pathlib
 import subprocess
 import sys
 
+from multigrid import report
 from multigrid.cli import main as multigrid
 
 HERE = pathlib.Path(__file__).parent
@@ -23,6 +25,8 @@ def main() -> int:
     pretrained = pathlib.Path(f"runs/transfer-shapes-{options.seed}")
     if not (pretrained / "predictions.jpg").exists():  # written last: an earlier call got to the end
         _pretrain(pretrained, options)
+    else:
+        report.say(f"{pretrained}: there from an earlier call, and not trained again")
     if options.data is None:
         return 0
     frozen = max(1, options.epochs // 3)

@@ -119,6 +119,8 @@ class ValidationMetrics(keras.callbacks.Callback):
 class EpochLines(keras.callbacks.Callback):
     """A progress bar an epoch and, when it ends, one line of its figures and how long the epochs to come will take.
 
+    That is at the pace of the present `fit`: in another stage other layers may be frozen.
+
     Args:
         epochs: of the whole training; those of `fit` if None.
     """
@@ -132,10 +134,11 @@ class EpochLines(keras.callbacks.Callback):
         self.epochs = epochs
         self.display = None
         self.began = None
-        self.seconds = []  # of each epoch in this process, validation included
+        self.seconds = []  # of each epoch of this `fit`, validation included
 
     def on_train_begin(self, logs=None):
         self.display = report.StepProgress(self.params["steps"])
+        self.seconds = []
 
     def on_epoch_begin(self, epoch, logs=None):
         self.began = time.perf_counter()
@@ -151,7 +154,7 @@ class EpochLines(keras.callbacks.Callback):
         figures += [f"{name} {logs[name]:.3f}" for name in measured]
         self.seconds.append(time.perf_counter() - self.began)
         left = self._epochs() - epoch - 1
-        if left:
+        if left > 0:
             pace = statistics.mean(self.seconds[1:] or self.seconds)  # the first one builds the graphs too
             figures.append(f"{datetime.timedelta(seconds=round(left * pace))} to go")
         self.display.finish("  ".join([self._title(epoch), *figures]))
