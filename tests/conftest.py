@@ -1,4 +1,4 @@
-"""What every test shares: quiet imports, one thread a process, and the way to the real data sets."""
+"""What every test shares: quiet imports, one thread a process, graphs as traced, and the way to the real data sets."""
 
 import os
 import pathlib
@@ -9,7 +9,15 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 for threads in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(threads, "1")  # every core has a worker of its own
 
+import keras
 import pytest
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+    # A test traces many graphs and runs each a few times: making them faster costs more than it gains. Trainings in
+    # processes of their own, the README's commands among them, keep the optimizer of graphs, as a user's do.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
 

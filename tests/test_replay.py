@@ -195,9 +195,10 @@ def scenes(draw_scenes):
 def diverging(data, output, max_grad_norm):
     """Heads that learn ten times as fast as the rest, at a rate that is too high for them.
 
-    Seeds 1, 2, 3 are not finite in epochs 5, 4, 6 without clipping, and go from 139, 126, 125 to 100, 102, 106 with it.
+    Seeds 1 and 2 are not finite in epoch 4 without clipping, and go from 112 and 115 to 94 and 84 with it
+    (with TensorFlow's optimizer of graphs off, as it is in tests: this near to the edge rounding errors decide).
     """
-    training = {"epochs": 10, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.06}
+    training = {"epochs": 10, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.12}
     training |= {"warmup_epochs": 0, "ema": None, "head_lr_multiplier": 10.0, "max_grad_norm": max_grad_norm}
     return Config(
         data=data,
