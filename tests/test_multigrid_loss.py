@@ -190,11 +190,10 @@ def plain_match(width, height):
 
 def plain_scales(own, assignment):
     """The scales whose cells want an object that belongs to one of the three."""
-    beside = {0: 1, 1: 0}
-    return (own, beside[own]) if assignment == "across" and own in beside else (own,)
+    return (own, {0: 1, 1: 0, 2: 1}[own]) if assignment == "across" else (own,)
 
 
-def plain_claims(box, scale, predicted, assignment):
+def plain_claims(box, scale, predicted, assignment, guest):
     """The cells that an object wants: key -> rank, the least of which has the cell."""
     x1, y1, x2, y2 = box
     stride, (rows, columns) = STRIDES[scale], SHAPES[scale]
@@ -205,7 +204,7 @@ def plain_claims(box, scale, predicted, assignment):
             continue
         own = (row, column) == (math.floor(y), math.floor(x))
         inside = x1 < (column + 0.5) * stride < x2 and y1 < (row + 0.5) * stride < y2
-        if assignment == "single" and not own or assignment == "inside" and not (own or inside):
+        if assignment == "single" and not own or (guest or assignment == "inside") and not (own or inside):
             continue
         squared = (x - column - 0.5) ** 2 + (y - row - 0.5) ** 2
         ranks[scale, row, column] = (not own, squared, (x2 - x1) * (y2 - y1))
@@ -306,7 +305,8 @@ def plain_sums(batch, **changes):
         for index, (box, label) in enumerate(objects):
             own, anchors = plain_match(box[2] - box[0], box[3] - box[1])
             for scale in plain_scales(own, options["assignment"]):
-                for key, rank in plain_claims(box, scale, predicted, options["assignment"]).items():
+                claims = plain_claims(box, scale, predicted, options["assignment"], guest=scale != own)
+                for key, rank in claims.items():
                     owners.setdefault(key, []).append(((scale != own, *rank, index), box, label, anchors[scale]))
         winners = {key: min(claims)[0][-1] for key, claims in owners.items()}
         owned = [[key for key, winner in winners.items() if winner == index] for index in range(len(objects))]

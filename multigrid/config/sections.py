@@ -254,7 +254,7 @@ class LossConfig(_Section):
         "across",
         description="Which of the 3×3 cells around a centre answer for the object (are positive): those whose centre "
         "lies in its box, all, only the centre's own, or the two that predict it best at the moment; across: these and "
-        "two of the grid beside.",
+        "up to two in the grid beside.",
     )
     localization: Literal["ciou", "giou", "diou", "mse"] = Field("ciou", description="Loss of a positive cell's box.")
     classification: Literal["bce", "softmax", "focal"] = Field("bce", description="Loss of a positive cell's class.")

@@ -54,9 +54,9 @@ def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None)
         anchors_wh: [scales, A, 2] float, (width, height) in input pixels, coarse to fine.
         assignment: "paper": all nine cells; "single": the object's own; "inside": its own and those neighbours whose
             centre lies inside the box; "best": the two of the nine whose predicted box fits best at this moment;
-            "across": likewise two of the nine, and two of the nine in the scale beside: the next coarser one, for
-            objects of the coarsest the next finer. The finest is left to its own objects, and these have no other; with
-            fewer than three scales it is "best".
+            "across": likewise two of the nine, and in the scale beside two of those that "inside" allows there. That is
+            the next coarser scale, for objects of the coarsest the next finer. So the finest has no guests; with fewer
+            than three scales, where it would, it is "best".
         predicted_boxes: [B, N, 4] float corners, every cell's present prediction; "best" and "across" need it.
 
     Returns:
@@ -135,39 +135,37 @@ class _Candidates(NamedTuple):
     cell: object
     cell_xy: object  # [B, M, K, 2] float32 (column, row)
     offset: object
-    exists: object  # whether there is such a cell, and its scale may claim the object
+    exists: object  # whether there is such a cell
 
 
 def _candidates(center, size, layout, anchors_wh, assignment) -> _Candidates:
-    scale, offered, anchor, log_size = _match(size, anchors_wh, assignment)
+    scale, anchor, log_size = _match(size, anchors_wh, assignment)
     stride = ops.take(ops.convert_to_tensor(layout.strides, "float32"), scale, axis=0)
     center = center[:, :, None] / stride[..., None]
     cell_xy, cell, exists = cell_geometry.nine_cells(center, scale, layout)
     offset = center[..., None, :] - cell_xy
     nine = (ops.repeat(values, NINE, axis=2) for values in (scale, anchor, log_size, stride))
-    return _Candidates(*nine, *(_claims(values) for values in (cell, cell_xy, offset, exists & offered[..., None])))
+    return _Candidates(*nine, *(_claims(values) for values in (cell, cell_xy, offset, exists)))
 
 
 def _match(size, anchors_wh, assignment):
     """The V scales whose cells may claim an object, its own first, and the anchor of each that fits it best, by IoL.
 
     Returns:
-        Scale [B, M, V] int32; whether it may [B, M, V] bool; anchor [B, M, V] int32; ln(size / anchor) [B, M, V, 2].
+        Scale [B, M, V] int32; anchor [B, M, V] int32; ln(size / anchor) [B, M, V, 2].
     """
     anchors_wh = ops.convert_to_tensor(anchors_wh, "float32")
     scales, per_scale = anchors_wh.shape[:2]
     table = ops.reshape(anchors_wh, (-1, 2))
     overlap = box_geometry.iol(size, table)
     own = ops.cast(ops.argmax(overlap, axis=-1), "int32") // per_scale
-    scale, offered = own[..., None], ops.ones_like(own[..., None], dtype="bool")
+    scale = own[..., None]
     if assignment == "across" and scales > 2:
-        # the finest is left to its own objects: with large ones in it the small ones are hardly learnt
-        beside = ops.abs(own - 1)
-        scale = ops.stack([own, beside], axis=-1)
-        offered = ops.stack([ops.ones_like(own, dtype="bool"), own < scales - 1], axis=-1)
+        # to the coarser side, for with large objects in the finest the small ones are hardly learnt
+        scale = ops.stack([own, ops.abs(own - 1)], axis=-1)
     of_scales = ops.argmax(ops.reshape(overlap, (*ops.shape(size)[:2], scales, per_scale)), axis=-1)
     anchor = ops.take_along_axis(ops.cast(of_scales, "int32"), scale, axis=-1)
-    return scale, offered, anchor, ops.log(size[:, :, None] / ops.take(table, scale * per_scale + anchor, axis=0))
+    return scale, anchor, ops.log(size[:, :, None] / ops.take(table, scale * per_scale + anchor, axis=0))
 
 
 def _claims(values):
@@ -178,20 +176,35 @@ def _claims(values):
 
 def _rule(assignment, boxes, near, predicted_boxes, claimed):
     """Which of the claims the assignment lets stand: [B, M, K] bool."""
-    own = ops.convert_to_tensor([k == cell_geometry.OWN_CELL for k in range(NINE)])
     if assignment == "paper":
         return ops.ones_like(claimed)
     if assignment == "single":
-        return ops.broadcast_to(own, ops.shape(claimed))
+        return ops.broadcast_to(_own_cells(claimed), ops.shape(claimed))
     if assignment == "inside":
-        point = (near.cell_xy + 0.5) * near.stride[..., None]
-        low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]
-        return own | ops.all((point > low) & (point < high), axis=-1)
+        return _inside(boxes, near)
     if assignment not in COMPETING:
         raise ValueError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, received {assignment!r}")
     if predicted_boxes is None:
         raise ValueError(f'assignment "{assignment}": expected predicted_boxes, received None')
-    return _best_of_nine(boxes, near, predicted_boxes, claimed)
+    claimed = claimed & (_at_home(near) | _inside(boxes, near))
+    return claimed & _best_of_nine(boxes, near, predicted_boxes, claimed)
+
+
+def _own_cells(claimed):
+    """Of each scale the cell that holds the object's centre: [K]."""
+    return ops.convert_to_tensor([k % NINE == cell_geometry.OWN_CELL for k in range(claimed.shape[2])])
+
+
+def _inside(boxes, near):
+    """The object's own cell, and those neighbours whose centre lies inside the box: [B, M, K]."""
+    point = (near.cell_xy + 0.5) * near.stride[..., None]
+    low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]
+    return _own_cells(near.exists) | ops.all((point > low) & (point < high), axis=-1)
+
+
+def _at_home(near):
+    """Claims in the scale that the object belongs to: [B, M, K]."""
+    return near.scale == near.scale[..., :1]
 
 
 def _best_of_nine(boxes, near, predicted_boxes, claimed):
@@ -215,7 +228,7 @@ def _settle(claimed, near, area, layout):
     earliness = ops.broadcast_to(-ops.arange(ops.shape(area)[1], dtype="float32")[None, :, None], ops.shape(claimed))
     merits = [nearness, smallness, earliness]
     if claimed.shape[2] > NINE:
-        merits.insert(0, ops.cast(near.scale == near.scale[..., :1], "float32"))
+        merits.insert(0, ops.cast(_at_home(near), "float32"))
     for merit in merits:
         claimed = claimed & (merit >= _best_by_cell(ops.where(claimed, merit, -1e30), near.cell, layout))
     return claimed

@@ -90,7 +90,7 @@ def examine(case) -> RoundTrip | None:
     size, crossed = (np.log(anchor / side) + code for code in (log_size, log_size[:, ::-1]))
     farther = np.log(np.maximum(said * stride, 1e-3) / np.maximum(centre, 1e-3))
     errors = np.maximum(np.abs(away).max(axis=-1), np.abs(size).max(axis=-1))
-    group = 2 * scale + (scale_of != as_array(scene.targets.own_scale)[image, row])  # hosts and guests of each scale
+    group = 2 * scale_of + (scale_of != as_array(scene.targets.own_scale)[image, row])  # hosts and guests of each scale
     worst = group == max(
         set(group.tolist()), key=lambda one: np.nan_to_num(np.median(errors[group == one]), nan=np.inf)
     )
