@@ -227,7 +227,7 @@ def best_two(truth, index, scale, predicted, guest=False):
     return sorted(place for _, place in sorted(scores)[-2:])
 
 
-def test_across_keeps_two_cells_in_the_grid_beside_too_the_coarser_one_where_there_is_one():
+def test_across_keeps_two_cells_in_the_grid_beside_too_of_those_inside_the_box():
     truth = np.array([MIDDLE, FINE, COARSE])
     predicted = random_boxes(np.random.default_rng(5), CELLS)
     encoded = encode(truth, assignment="across", predicted=predicted)
@@ -235,7 +235,9 @@ def test_across_keeps_two_cells_in_the_grid_beside_too_the_coarser_one_where_the
     for index, own, beside in ((0, 1, 0), (1, 2, 1), (2, 0, 1)):
         assert claims(encoded, index, "claimed") == best_two(truth, index, own, predicted)
         others = {scale: claims(encoded, index, "claimed", scale) for scale in range(3) if scale != own}
-        expected = {other: best_two(truth, index, other, predicted, True) if other == beside else [] for other in others}
+        expected = {
+            other: best_two(truth, index, other, predicted, guest=True) if other == beside else [] for other in others
+        }
         assert others == expected
 
 
@@ -253,7 +255,8 @@ def test_across_measures_each_claim_by_the_stride_and_anchors_of_its_own_grid():
 
 
 @pytest.mark.parametrize(
-    ("scales", "reached"), [(1, [[0]]), (2, [[0], [1]]), (3, [[0, 1], [0, 1], [1, 2]]), (4, [[0, 1], [0, 1], [1, 2], [2, 3]])]
+    ("scales", "reached"),
+    [(1, [[0]]), (2, [[0], [1]]), (3, [[0, 1], [0, 1], [1, 2]]), (4, [[0, 1], [0, 1], [1, 2], [2, 3]])],
 )
 def test_across_sends_no_guests_into_the_finest_of_however_many_grids(scales, reached):
     shapes, strides = (*SHAPES, (16, 24))[:scales], (*STRIDES, 4)[:scales]
