@@ -240,6 +240,15 @@ class NextCell(MultiGridLoss):
         return said._replace(cell=ops.clip(said.cell + 1, 0, last))
 
 
+class NextCellForGuests(MultiGridLoss):
+    """Likewise, only for objects of the coarsest grid that are guests in the grid beside."""
+
+    def encode(self, y_true, outputs):
+        said = super().encode(y_true, outputs)
+        wrong = ~said.at_home & (said.own_scale == 0)[..., None]
+        return said._replace(offset=said.offset + ops.cast(wrong, "float32")[..., None] * [1.0, 0.0])
+
+
 class NextCellAndOffset(NextCell):
     def encode(self, y_true, outputs):
         said = super().encode(y_true, outputs)

@@ -114,6 +114,7 @@ def test_the_factor_that_anchors_lack_is_found(trainer):
     [
         (faults.NextCell, "MG311"),
         (faults.NextCellAndOffset, "MG311"),
+        (faults.NextCellForGuests, "MG311"),
         (faults.Transposed, "MG312"),
         (faults.CrossedSizes, "MG314"),
         (faults.NextClass, "MG315"),

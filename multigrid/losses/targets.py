@@ -1,9 +1,9 @@
 """The one encoder: which cells answer for which object, and what they should say.
 
-Every object belongs to the scale and anchor that fit its size best; there, and with "across" in the grid beside it too,
-up to nine cells, the one that holds its centre and the eight around it, claim it. A claim is a slot [image, object, one
-of K]; what a cell should predict is kept with the claim, not in a grid, so the cost grows with the number of objects
-and hardly with the number of cells and classes.
+Every object belongs to the scale and anchor that fit its size best; there, and with "across" as a guest in the scale
+beside too, up to nine cells, the one that holds its centre and the eight around it, claim it. A claim is a slot [image,
+object, one of K]; what a cell should predict is kept with the claim, not in a grid, so the cost grows with the number
+of objects and hardly with the number of cells and classes.
 """
 
 from typing import NamedTuple
@@ -43,6 +43,11 @@ class Targets(NamedTuple):
         """[B, M] int32, the scale of the anchor that fits the object best."""
         return self.scale[..., 0]
 
+    @property
+    def at_home(self):
+        """[B, M, K] bool, the claims in that scale; only what these leave over goes to the others, the guests."""
+        return _at_home(self.scale)
+
 
 def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None) -> Targets:
     """Finds the cells that answer for each object.
@@ -54,9 +59,9 @@ def encode(boxes, classes, layout, anchors_wh, assignment, predicted_boxes=None)
         anchors_wh: [scales, A, 2] float, (width, height) in input pixels, coarse to fine.
         assignment: "paper": all nine cells; "single": the object's own; "inside": its own and those neighbours whose
             centre lies inside the box; "best": the two of the nine whose predicted box fits best at this moment;
-            "across": likewise two of the nine, and in the scale beside two of those that "inside" allows there. That is
-            the next coarser scale, for objects of the coarsest the next finer. So the finest has no guests; with fewer
-            than three scales, where it would, it is "best".
+            "across": likewise two of the nine, and in the scale beside, where an object is a guest, up to two of those
+            that "inside" allows there: the next coarser scale, for objects of the coarsest the next finer. The finest
+            has no guests; with fewer than three scales it is "best".
         predicted_boxes: [B, N, 4] float corners, every cell's present prediction; "best" and "across" need it.
 
     Returns:
@@ -161,7 +166,7 @@ def _match(size, anchors_wh, assignment):
     own = ops.cast(ops.argmax(overlap, axis=-1), "int32") // per_scale
     scale = own[..., None]
     if assignment == "across" and scales > 2:
-        # to the coarser side, for with large objects in the finest the small ones are hardly learnt
+        # never the finest, unless it is the object's own: with large ones in it the small ones are hardly learnt
         scale = ops.stack([own, ops.abs(own - 1)], axis=-1)
     of_scales = ops.argmax(ops.reshape(overlap, (*ops.shape(size)[:2], scales, per_scale)), axis=-1)
     anchor = ops.take_along_axis(ops.cast(of_scales, "int32"), scale, axis=-1)
@@ -179,32 +184,31 @@ def _rule(assignment, boxes, near, predicted_boxes, claimed):
     if assignment == "paper":
         return ops.ones_like(claimed)
     if assignment == "single":
-        return ops.broadcast_to(_own_cells(claimed), ops.shape(claimed))
+        return ops.broadcast_to(_own_cells(claimed.shape[2]), ops.shape(claimed))
     if assignment == "inside":
         return _inside(boxes, near)
     if assignment not in COMPETING:
         raise ValueError(f"assignment: expected one of {', '.join(ASSIGNMENTS)}, received {assignment!r}")
     if predicted_boxes is None:
         raise ValueError(f'assignment "{assignment}": expected predicted_boxes, received None')
-    claimed = claimed & (_at_home(near) | _inside(boxes, near))
+    claimed = claimed & (_at_home(near.scale) | _inside(boxes, near))
     return claimed & _best_of_nine(boxes, near, predicted_boxes, claimed)
 
 
-def _own_cells(claimed):
-    """Of each scale the cell that holds the object's centre: [K]."""
-    return ops.convert_to_tensor([k % NINE == cell_geometry.OWN_CELL for k in range(claimed.shape[2])])
+def _own_cells(count):
+    """Of an object's claims those of the cell that holds its centre, one a scale: [K] bool."""
+    return ops.convert_to_tensor([k % NINE == cell_geometry.OWN_CELL for k in range(count)])
 
 
 def _inside(boxes, near):
-    """The object's own cell, and those neighbours whose centre lies inside the box: [B, M, K]."""
+    """The cell that holds the object's centre, and those neighbours whose own lies inside the box: [B, M, K] bool."""
     point = (near.cell_xy + 0.5) * near.stride[..., None]
     low, high = boxes[:, :, None, :2], boxes[:, :, None, 2:]
-    return _own_cells(near.exists) | ops.all((point > low) & (point < high), axis=-1)
+    return _own_cells(near.cell.shape[2]) | ops.all((point > low) & (point < high), axis=-1)
 
 
-def _at_home(near):
-    """Claims in the scale that the object belongs to: [B, M, K]."""
-    return near.scale == near.scale[..., :1]
+def _at_home(scale):
+    return scale == scale[..., :1]
 
 
 def _best_of_nine(boxes, near, predicted_boxes, claimed):
@@ -228,7 +232,7 @@ def _settle(claimed, near, area, layout):
     earliness = ops.broadcast_to(-ops.arange(ops.shape(area)[1], dtype="float32")[None, :, None], ops.shape(claimed))
     merits = [nearness, smallness, earliness]
     if claimed.shape[2] > NINE:
-        merits.insert(0, ops.cast(_at_home(near), "float32"))
+        merits.insert(0, ops.cast(_at_home(near.scale), "float32"))
     for merit in merits:
         claimed = claimed & (merit >= _best_by_cell(ops.where(claimed, merit, -1e30), near.cell, layout))
     return claimed

@@ -79,7 +79,7 @@ def _of_batch(case, images, truth) -> dict:
     usable = usable_boxes(boxes, classes, images.shape[1:3])
     empty = outputs.empty_outputs(case, len(images), images.shape[1:3])
     found = case.criterion.encode(truth, empty)
-    positive, home = as_array(found.positive), _at_home(found)
+    positive, home = as_array(found.positive), as_array(found.at_home)
     claimed = as_array(found.claimed) & home
     if claimed.shape[:2] != usable.shape:  # an encoder that has rows of its own: they are counted, not compared
         usable = as_array(found.classes) >= 0
@@ -110,14 +110,9 @@ def _if_spread(case, boxes, classes, empty) -> dict:
     predicted = cell_geometry.decode_boxes(channels, layout, anchors, outputs.activation_of(case))
     rule = getattr(case.criterion, "assignment", "paper")
     spread = target_rules.encode(ops.convert_to_tensor(boxes), classes, layout, anchors, rule, predicted)
-    claimed, positive = (as_array(which) & _at_home(spread) for which in (spread.claimed, spread.positive))
+    claimed, positive = (as_array(which & spread.at_home) for which in (spread.claimed, spread.positive))
     return {
         "starved_if_spread": (claimed.any(-1) & ~positive.any(-1)).sum(),
         "lost_if_spread": claimed.sum() - positive.sum(),
         "claims_if_spread": claimed.sum(),
     }
-
-
-def _at_home(found) -> np.ndarray:
-    """Claims of the grid that the object belongs to: [B, M, K] bool; only what is left over goes to guests."""
-    return as_array(found.scale) == as_array(found.own_scale)[..., None]

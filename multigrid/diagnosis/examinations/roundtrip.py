@@ -21,8 +21,8 @@ EDGE = 0.02  # cells that an offset may lie outside of its range by rounding
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """Errors of the designed scene's claims where they are largest, K of them: at one scale, of objects that belong to
-    it or of objects that are guests there.
+    """Errors of the designed scene's claims where they are largest, K of them: those that the targets put at one scale,
+    of objects that belong to one scale, the same or another.
 
     Attributes:
         shift: [2] median of where cells say the centre is, less where it is, (x, y) in cells.
@@ -90,7 +90,8 @@ def examine(case) -> RoundTrip | None:
     size, crossed = (np.log(anchor / side) + code for code in (log_size, log_size[:, ::-1]))
     farther = np.log(np.maximum(said * stride, 1e-3) / np.maximum(centre, 1e-3))
     errors = np.maximum(np.abs(away).max(axis=-1), np.abs(size).max(axis=-1))
-    group = 2 * scale_of + (scale_of != as_array(scene.targets.own_scale)[image, row])  # hosts and guests of each scale
+    # by what the targets say: the cell itself, where it is a wrong one, may lie in another grid
+    group = len(grids) * scale_of + as_array(scene.targets.own_scale)[image, row]
     worst = group == max(
         set(group.tolist()), key=lambda one: np.nan_to_num(np.median(errors[group == one]), nan=np.inf)
     )
