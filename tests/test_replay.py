@@ -195,10 +195,10 @@ def scenes(draw_scenes):
 def diverging(data, output, max_grad_norm):
     """Heads that learn ten times as fast as the rest, at a rate that is too high for them.
 
-    Seeds 1 and 2 are not finite in epoch 4 without clipping, and go from 112 and 115 to 94 and 84 with it
-    (with TensorFlow's optimizer of graphs off, as it is in tests: this near to the edge rounding errors decide).
+    Without clipping seeds 1 and 2 are not finite in epochs 4 and 3 (at a rate of 0.12 both in epoch 4); clipped at 1,
+    seed 1 goes from 93 to 79.
     """
-    training = {"epochs": 10, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.12}
+    training = {"epochs": 10, "batch_size": 4, "optimizer": "sgd", "learning_rate": 0.2}
     training |= {"warmup_epochs": 0, "ema": None, "head_lr_multiplier": 10.0, "max_grad_norm": max_grad_norm}
     return Config(
         data=data,
@@ -239,7 +239,7 @@ def _batch(bundle):
 
 
 def test_the_same_run_trains_where_gradients_are_clipped(scenes, tmp_path):
-    trainer = MultiGridTrainer(diverging(scenes[1], tmp_path / "run", 10.0))
+    trainer = MultiGridTrainer(diverging(scenes[1], tmp_path / "run", 1.0))
     losses = trainer.train().history["loss"]
     assert len(losses) == 10 and all(math.isfinite(loss) for loss in losses)
     assert losses[-1] < losses[0]
