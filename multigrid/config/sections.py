@@ -223,7 +223,9 @@ class TrainingConfig(_Section):
     strategy: Literal["none", "mirrored"] = Field(
         "none", description="mirrored shares each batch among all GPUs of this machine (TensorFlow)."
     )
-    jit_compile: Literal["auto"] | StrictBool = Field("auto", description="XLA; auto is on for GPUs and off for CPUs.")
+    jit_compile: Literal["auto"] | StrictBool = Field(
+        "auto", description="XLA; auto is on with JAX, and with TensorFlow on for GPUs, off for CPUs and for mirrored."
+    )
     validate_every: StrictInt = Field(1, ge=1, description="Epochs from one validation mAP to the next.")
 
     @property
@@ -252,9 +254,9 @@ class LossConfig(_Section):
     )
     assignment: Literal["inside", "paper", "single", "best", "across"] = Field(
         "across",
-        description="Which of the 3×3 cells around a centre answer for the object (are positive): those whose centre "
-        "lies in its box, all, only the centre's own, or the two that predict it best at the moment; across: these and "
-        "up to two in the grid beside.",
+        description="Which of the 3×3 cells around a centre answer for the object (are positive). paper: all; single: "
+        "the centre's own; inside: that one and those whose centre lies in the box; best: the two that predict it best "
+        "at the moment; across: these, and in the grid beside up to two of those that inside takes there.",
     )
     localization: Literal["ciou", "giou", "diou", "mse"] = Field("ciou", description="Loss of a positive cell's box.")
     classification: Literal["bce", "softmax", "focal"] = Field("bce", description="Loss of a positive cell's class.")
