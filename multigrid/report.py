@@ -174,6 +174,46 @@ def check_file(path: str | os.PathLike, place: str) -> None:
     check_folder(os.path.dirname(os.path.abspath(path)), place)
 
 
+def check_apart(folder: str | os.PathLike, files: Iterable[str | os.PathLike], place: str) -> None:
+    """Sees, before anything is written, that results do not lie among what they are made of.
+
+    Args:
+        folder: where files will go.
+        files: the images and labels that were read; of folders of labels, the folders.
+        place: the option that names the folder, for the error.
+
+    Raises:
+        InputError: one of the files lies in it, by its own path or as what a link leads to.
+    """
+    real = os.path.realpath(folder)
+    for path in files:
+        homes = [path] if os.path.isdir(path) else [os.path.dirname(path), os.path.dirname(os.path.realpath(path))]
+        if real in map(os.path.realpath, homes):
+            raise InputError(
+                f"{place}: expected a folder other than that of the images and labels, received {os.fspath(folder)}, "
+                f"which holds {os.fspath(path)}"
+            )
+
+
+def check_unread(outputs: Iterable[str | os.PathLike], files: Iterable[str | os.PathLike], place: str) -> None:
+    """Sees, before anything is written, that no file of the user's is replaced by what is made of it.
+
+    Args:
+        outputs: the files to come.
+        files: those that were read.
+        place: the option that names the outputs, for the error.
+
+    Raises:
+        InputError: an output is one of the files.
+    """
+    read = {os.path.realpath(path) for path in files}
+    for path in outputs:
+        if os.path.realpath(path) in read:
+            raise InputError(
+                f"{place}: expected a file of another name, received {os.fspath(path)}, which is read here"
+            )
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A path beside `path`, with its ending, that takes its place when the block ends well and goes when it fails.

@@ -147,6 +147,11 @@ def third_line(boxes):
     return spoil
 
 
+def png_instead_of_the_second_image(project):
+    project.path("images/train/000002.jpg").rename(project.path("images/train/000002.png"))
+    project.replace("train.txt", "000002.jpg", "000002.png")
+
+
 def broken_coco(project):
     project.relabel("coco", "train.json")
     project.replace("train.json", '], "annotations": [', '],\n"annotations": ')
@@ -286,6 +291,36 @@ KINDS = {
     ),
     "ten anchors for three scales": Kind(
         ("--count: expected a multiple of 3", "received 10"), verb="anchors", words=("--count", "10")
+    ),
+    "anchors in the place of the labels": Kind(
+        ("--output: expected a file of another name", "project/train.txt", "which is read here"),
+        verb="anchors",
+        words=("--output", "project/train.txt"),
+    ),
+    "anchors in the place of the config": Kind(
+        ("--output: expected a file of another name", "project/config.yaml"),
+        verb="anchors",
+        words=("--output", "project/../project/config.yaml"),
+    ),
+    "a picture of anchors in the place of an image": Kind(
+        ("--output: expected a file of another name", "project/images/train/000002.png"),
+        png_instead_of_the_second_image,
+        verb="anchors",
+        words=("--output", "project/images/train/000002.txt"),
+    ),
+    "figures among the labels": Kind(
+        ("--output-dir: expected a folder other than that of the images and labels", "project/val.txt"),
+        verb="evaluate",
+        words=("--weights", "project/model.h5", "--output-dir", "project"),
+    ),
+    "findings among the images": Kind(
+        ("--output-dir: expected a folder other than that of the images and labels", "project/images/train/000001.jpg"),
+        verb="data",
+        words=("--output-dir", "project/images/train"),
+    ),
+    "labels without a box": Kind(
+        ("data.train: expected at least one box that can be used", "received none in 2 images"),
+        written("train.txt", "images/train/000001.jpg\nimages/train/000004.jpg\n"),
     ),
     "no batches to probe": Kind(
         ("--num-batches", "a whole number from 1, received '0'"), verb="probe", words=("--num-batches", "0"), usage=True

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import multigrid
 from multigrid import cli, report
 from multigrid.cli import main, train
 from multigrid.cli.options import Document, emit
@@ -32,6 +33,25 @@ def printed_by(*words) -> tuple[int, dict, str]:
         except SystemExit as left:
             code = left.code
     return code, json.loads(out.getvalue(), parse_constant=pytest.fail), err.getvalue()
+
+
+def test_the_version_is_the_package_s(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0 and capsys.readouterr().out == f"multigrid {multigrid.__version__}\n"
+
+
+def test_a_code_page_without_a_sign_is_no_error(monkeypatch):
+    def run_compare(options):
+        """Says something."""
+        print("small, < 32²")
+
+    page = io.TextIOWrapper(io.BytesIO(), encoding="cp1251")
+    monkeypatch.setattr("sys.stdout", page)
+    monkeypatch.setattr("multigrid.cli.compare.run_compare", run_compare)
+    main(["compare", "a", "b"])
+    page.flush()
+    assert page.buffer.getvalue().decode("cp1251").strip() == "small, < 32?"
 
 
 def test_there_are_twelve_verbs():
@@ -148,7 +168,13 @@ def test_what_a_library_prints_goes_to_standard_error(monkeypatch, capsys):
     "words, said",
     [
         (["compare", "nowhere"], "nowhere: expected a run folder"),
-        (["train"], "expected --config or --resume, and not both"),
+        ([], "expected a verb, one of train, evaluate, predict"),
+        (["train"], "expected --config or --resume, received neither"),
+        (["train", "--config", "a.yaml", "--resume", "b"], "expected --config or --resume and not both"),
+        (["train", "my.yaml", "training.epochs=3"], "received neither; did you mean --config my.yaml?"),
+        (["train", "training.epochs=3", "runs"], "received neither; did you mean --resume runs?"),
+        (["export", "runs", "--format", "onnx"], "received neither; did you mean --run runs?"),
+        (["doctor", "my.yaml"], "my.yaml: expected a run folder, received a file; a config goes behind --config"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml: expected"),
         (["compare", "nowhere", "--metrics"], "unrecognized argument: --metrics"),
         (["replay"], "the following arguments are required: BUNDLE"),
@@ -157,6 +183,8 @@ def test_what_a_library_prints_goes_to_standard_error(monkeypatch, capsys):
 )
 def test_an_error_is_a_document_too_and_the_text_stays_on_standard_error(words, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text("data: {}\n")
+    (tmp_path / "runs").mkdir()
     code, document, err = printed_by(*words)
     assert code == 2 and list(document) == ["error"]
     assert said in document["error"] and document["error"] in err

@@ -75,6 +75,15 @@ def test_broken_images_are_listed_and_the_others_are_read(splits):
     assert [sample.size for sample in train.samples] == [(64, 96), (120, 72), (64, 96), (64, 96)]
 
 
+def test_a_split_whose_images_are_all_missing_is_read_and_counted(folder, capsys):
+    (folder / "train.txt").write_text("images\\\\a.png 10,10,30,25,0\nimages/gone.png 1,1,5,5,0\n")
+    split = read_split(folder / "train.txt", NAMES, name="train")
+    assert not split.samples and [place[-6:] for place, _ in split.unreadable] == ["line 1", "line 2"]
+    assert main(["data", "train.txt", "--classes", "classes.txt"]) == 1
+    said = capsys.readouterr().out
+    assert "train.txt, line 1: " in said and said.endswith("written to data-report: data.json\n")
+
+
 def test_defects_are_those_of_reading_each_with_its_image(splits):
     train, val = splits
     assert [(defect.kind, defect.dropped) for defect in train.defects] == [("inverted", True), ("clipped", False)]
@@ -310,7 +319,7 @@ def test_the_shapes_of_a_config_are_drawn(folder, capsys):
         (["train.txt", "--classes", "gone.txt"], "gone.txt: expected a text file"),
         (["train.txt", "--classes", "classes.txt", "--output-dir", "val.txt"], "--output-dir: expected a folder"),
         (["train.txt", "val.txt", "./train.txt"], "train.txt: expected different label files, received this one twice"),
-        (["data.yaml"], "key names: expected the class names, received {0: 'a', '1': 'b'}"),
+        (["data.yaml"], "key names: expected class names, in a list or each behind a whole number, received {0: 'a', "),
     ],
 )
 def test_what_is_refused_is_one_line_and_nothing_is_written(folder, capsys, words, said):

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from multigrid import report
+from multigrid.errors import InputError
 
 
 @dataclasses.dataclass
@@ -124,3 +125,26 @@ def test_a_file_that_fails_half_way_leaves_the_old_one_and_no_rest(tmp_path):
     with report.replacing(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_results_lie_apart_from_what_they_are_made_of(tmp_path):
+    for name in ("labels/a.xml", "images/a.jpg", "elsewhere/b.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "images" / "b.jpg").symlink_to(tmp_path / "elsewhere" / "b.jpg")
+    (tmp_path / "shortcut").symlink_to(tmp_path / "labels")
+    read = [tmp_path / "labels", tmp_path / "images" / "b.jpg"]
+    for name in ("labels", "shortcut", "images", "elsewhere", "images/../elsewhere"):
+        with pytest.raises(InputError, match=r"^--output-dir: expected a folder other than that of the images"):
+            report.check_apart(tmp_path / name, read, "--output-dir")
+    for name in (".", "images/below", "new"):
+        report.check_apart(tmp_path / name, read, "--output-dir")
+
+
+def test_what_was_read_is_not_replaced(tmp_path):
+    (tmp_path / "train.txt").touch()
+    (tmp_path / "link.txt").symlink_to(tmp_path / "train.txt")
+    for name in ("train.txt", "link.txt", "below/../train.txt"):
+        with pytest.raises(InputError, match=rf"^--output: expected a file of another name, received .*{name}, which"):
+            report.check_unread([tmp_path / "new.txt", tmp_path / name], [tmp_path / "train.txt"], "--output")
+    report.check_unread([tmp_path / "new.txt"], [tmp_path / "train.txt"], "--output")

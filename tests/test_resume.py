@@ -127,6 +127,9 @@ def test_a_run_that_is_done_stays_as_it_is_or_can_be_made_longer_but_not_wider(f
     MultiGridTrainer.from_run(folder, ["training.epochs=2"]).train()
     assert ConfigLoader.load(folder / "config.yaml").training.epochs == 2
     assert [row["epoch"] for row in curves(folder)] == [0, 1] and curves(folder)[0] == before[0]
+    (folder / "config.yaml").write_text("data: [\n")
+    with pytest.raises(InputError, match="config.yaml, line 2: expected YAML"):
+        MultiGridTrainer.from_run(folder)
 
 
 class Plain(keras.utils.PyDataset):

@@ -368,6 +368,7 @@ def test_a_missing_voc_image_tells_where_it_was_looked_for(tmp_path, xml):
         ("", ["a.xml, line 1: expected well-formed XML"]),
         ("<html/>", ["a.xml: expected Pascal VOC <annotation>, received <html>"]),
         (voc("<object><name>cat</name></object>"), ["a.xml, object 1: expected <bndbox>"]),
+        (voc(OBJECT.format(" ", 3, 2, 9, 8)), ["a.xml, object 1: expected a class in <name>, received none"]),
         (voc(OBJECT.format("cat", 1, 2, 3, "four")), ["a.xml, object 1: expected a number in <ymax>, received 'four'"]),
         (voc("<object><bndbox><xmin>1</xmin></bndbox></object>"), ["expected a number in <ymin>, received none"]),
     ],
@@ -632,7 +633,15 @@ def test_yolo_defects_are_reported_in_pixels(tmp_path, yolo):
         ("- 1\n", ["data.yaml: expected the keys"]),
         ("val: images\nnames: [cat, small dog, bird]\n", ['expected a key "train"', "received only val"]),
         ("train: absent\nnames: [cat, small dog, bird]\n", ["key train", "absent"]),
-        ("train: labels\nnames: [cat, small dog, bird]\n", ["no images"]),
+        (
+            "train: labels\nnames: [cat, small dog, bird]\n",
+            ["key train: expected images, received none in", ": labels"],
+        ),
+        (
+            "train: images/train\nnames: [cat, yes, bird]\n",
+            ["key names", "such as yes and no in quotes, received True"],
+        ),
+        ("train: images/train\nnames: {0: cat, 1: no}\n", ["key names", "received False"]),
     ],
 )
 def test_a_data_yaml_that_cannot_be_used_names_the_key(yolo, config, parts):

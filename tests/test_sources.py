@@ -47,6 +47,13 @@ def test_a_pattern_looks_into_folders_but_takes_no_hidden_file(folder):
     assert names(list_source(f"{folder}/*/*.jpg"), folder) == [("image", "below/c.jpg")]
 
 
+def test_a_link_to_nothing_is_no_less_an_item_than_its_image(folder):
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    for source in (folder, f"{folder}/*.*"):
+        listing = list_source(source)
+        assert ("image", "gone.jpg") in names(listing, folder) and listing.left_out == 1
+
+
 def test_a_file_whose_name_looks_like_a_pattern_or_a_camera_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("x[1].jpg", "0"):

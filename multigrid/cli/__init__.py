@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 
+from multigrid import __version__
 from multigrid.cli import (
     anchors,
     compare,
@@ -46,6 +47,8 @@ def main(arguments=None) -> int:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version of itself
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # a machine without a GPU is no error
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # not every code page has a ² or a ×
     words = sys.argv[1:] if arguments is None else list(arguments)
     with standard_output(as_json="--json" in words) as document:
         try:
@@ -79,7 +82,10 @@ def _run(words, document: Document) -> int:
 
 def _parse(arguments) -> argparse.Namespace:
     """The options; `key=value` words may stand anywhere between them."""
-    options, rest = _parser().parse_known_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if "run" not in options:
+        parser.error(f"expected a verb, one of {', '.join(verb.__name__.rpartition('.')[2] for verb in VERBS)}")
     for word in rest:
         if word.startswith("-"):  # any other word is checked with the config
             options.parser.error(f"unrecognized argument: {word}")
@@ -95,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Train, probe and use a multi-grid object detector.",
         epilog=f"example: {train.EXAMPLE}; `multigrid <verb> --help` has one for every verb. {EXIT_CODES}",
     )
-    verbs = parser.add_subparsers(metavar="verb", required=True)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = parser.add_subparsers(metavar="verb")
     for verb in VERBS:
         verb.add_verb(verbs)
     return parser

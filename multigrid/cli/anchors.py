@@ -5,7 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from multigrid import report
-from multigrid.cli.options import OK, add_config, add_parser, emit, load_config, start_backend
+from multigrid.cli.options import OK, add_config, add_parser, emit, labels_of, load_config, start_backend
 from multigrid.errors import InputError
 
 SCALES = 3  # of the network; anchors are dealt to them evenly
@@ -45,6 +45,9 @@ def run_anchors(options) -> int:
     if config.data.classes is None:
         raise InputError("data.classes: expected a file of class names, received null")
     samples = assembly.read_split(config, "train", read_class_names(config.data.classes))
+    picture = pathlib.Path(options.output).with_suffix(".png")
+    read = [options.config, config.data.classes, *labels_of(config), *(sample.path for sample in samples)]
+    report.check_unread([options.output, picture], read, "--output")
     sizes = assembly.network_sizes(samples, config.model.input_size)
     try:
         fitted = fit_anchors(sizes, count=options.count, seed=config.training.seed, deal=options.deal)
@@ -57,7 +60,6 @@ def run_anchors(options) -> int:
     after = match_statistics(fitted, sizes)
     report.say(f"fitted: {after.describe()}")
     write_anchors(fitted, options.output, options.layout)
-    picture = pathlib.Path(options.output).with_suffix(".png")
     draw_anchors(fitted, sizes, picture)
     report.say(f"written: {options.output} and {picture}; use it with data.anchors={options.output}")
     emit(

@@ -58,6 +58,8 @@ def run_data(options) -> int:
     input_size = config.model.input_size if config else None
     compares = not options.no_near_duplicates
     splits = [_read(source, class_names, compares and len(sources) > 1) for source in sources]
+    read = [*(file for _, file, _ in sources), *(sample.path for split in splits for sample in split.samples)]
+    report.check_apart(options.output_dir, read, "--output-dir")
     found = _findings(splits, class_names, input_size, _near_duplicates(splits) if compares else None)
     _show(splits, found, input_size)
     from multigrid.cli.data_pictures import draw_pictures
@@ -65,7 +67,7 @@ def run_data(options) -> int:
     folder = pathlib.Path(options.output_dir)
     report.write_json(folder / "data.json", found)
     pictures = draw_pictures(splits, found, class_names, folder, options.seed)
-    report.say(f"written to {folder}: data.json, {', '.join(path.name for path in pictures)}")
+    report.say(f"written to {folder}: {', '.join(['data.json', *(path.name for path in pictures)])}")
     emit(options, found | {"output_dir": folder, "pictures": pictures})
     return FAILED if found["unreadable"] or any(split.dropped for split in splits) else OK
 

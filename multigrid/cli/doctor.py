@@ -49,6 +49,10 @@ def run_doctor(options) -> int:
     if (options.run_dir is None) == (options.config is None):
         both = ", received neither" if options.config is None else " and not both"
         options.parser.error(f"expected RUN or --config{both}")
+    if options.run_dir is not None and os.path.isfile(options.run_dir):
+        options.parser.error(
+            f"{options.run_dir}: expected a run folder, received a file; a config goes behind --config"
+        )
     config = options.config and load_config(options, weights_settings(options))
     folder = pathlib.Path(options.output_dir or options.run_dir or OUTPUT)
     report.check_folder(folder, "--output-dir")

@@ -12,6 +12,7 @@ from multigrid.cli.options import (
     add_parser,
     detector_config,
     emit,
+    labels_of,
     progress,
     show_metrics,
     start_backend,
@@ -43,7 +44,7 @@ def run_evaluate(options) -> int:
     from multigrid.evaluation.funnel_words import verdict
     from multigrid.evaluation.html_report import write_report
 
-    evaluation, samples = _evaluation(config, options.split)
+    evaluation, samples = _evaluation(config, options.split, folder)
     files = evaluation.save(folder)
     page = write_report(folder, evaluation, samples, evaluation.class_names, _settings(config, options))
     said = verdict(build_funnel(evaluation.trace, evaluation.matches, evaluation.class_names))
@@ -87,14 +88,15 @@ def summary(metrics: dict, seconds: dict) -> list[str]:
     return lines
 
 
-def _evaluation(config, split: str) -> tuple:
-    """An `Evaluation`, and the samples that it was made on."""
+def _evaluation(config, split: str, folder: pathlib.Path) -> tuple:
+    """An `Evaluation`, and the samples that it was made on; none of them may lie in the folder of the results."""
     from multigrid import assembly
     from multigrid.evaluation.run import evaluate
     from multigrid.prediction.predictor import Predictor
 
     class_names = assembly.read_vocabulary(config).class_names
     samples = assembly.read_split(config, split, class_names)
+    report.check_apart(folder, [*labels_of(config, [split]), *(sample.path for sample in samples)], "--output-dir")
     predictor = Predictor.from_config(config, evaluating=True)
     shown = progress("detecting", len(samples))
     threshold = config.detection.predict_threshold

@@ -130,7 +130,9 @@ def detector_config(options, before=(), after=(), labels=()):
         labels: the splits of a run that are to be read, such as "val".
     """
     if (options.run_dir is None) == (options.config is None):
-        both = " and not both" if options.config is not None else ", received neither"
+        both = (
+            " and not both" if options.config is not None else f", received neither{meant(options.overrides, '--run')}"
+        )
         options.parser.error(f"expected --run or --config{both}")
     settings = [*before, *options.overrides, *weights_settings(options), *after]
     if options.run_dir is not None:
@@ -142,6 +144,19 @@ def detector_config(options, before=(), after=(), labels=()):
     from multigrid.config import ConfigLoader
 
     return ConfigLoader.load(options.config, settings)
+
+
+def meant(words, folder: str) -> str:
+    """What a word may be for that names a file or folder and stands behind no option, for the end of an error.
+
+    Args:
+        words: those that are no options.
+        folder: the option that a folder belongs to; a file is one of --config.
+    """
+    word = next((word for word in words if os.path.exists(word)), None)
+    if word is None:
+        return ""
+    return f"; did you mean {folder if os.path.isdir(word) else '--config'} {word}?"
 
 
 def count(text: str) -> int:
@@ -156,6 +171,12 @@ def load_config(options, settings=()):
     from multigrid.config import ConfigLoader
 
     return ConfigLoader.load(options.config, [*options.overrides, *settings])
+
+
+def labels_of(config, splits=("train", "val", "test")) -> list:
+    """The label files and folders of a config that are there: none of drawn scenes."""
+    sources = (getattr(config.data, split) for split in splits)
+    return [str(source) for source in sources if source is not None and os.path.exists(source)]
 
 
 def weights_settings(options) -> list:

@@ -111,7 +111,7 @@ def _listed(words, output_dir) -> tuple[list, int]:
         if own:
             report.say(f"{word}: {own} file{'s' * (own > 1)} in --output-dir left out")
         for item in others:
-            if item.kind != "camera" and not os.path.exists(item.what):
+            if item.kind != "camera" and not os.path.lexists(item.what):  # a dangling link is named when it is due
                 raise InputError(
                     f"{word}: expected an image or a folder of images, a pattern, a video or a camera's number, "
                     "received no such file"
@@ -134,10 +134,9 @@ def _check_apart(items, targets, output_dir) -> None:
     Raises:
         InputError: the output folder is one that files are in, or a picture would be one of them.
     """
-    sources = {os.path.realpath(item.what) for item in items if item.kind != "camera"}
-    drawn = {os.path.realpath(os.path.join(output_dir, target)) for target in targets.values()}
-    if os.path.realpath(output_dir) in {os.path.dirname(path) for path in sources} or sources & drawn:
-        raise InputError(f"--output-dir: expected a folder other than that of the images, received {output_dir}")
+    sources = [item.what for item in items if item.kind != "camera"]
+    report.check_apart(output_dir, sources, "--output-dir")
+    report.check_unread((os.path.join(output_dir, target) for target in targets.values()), sources, "--output-dir")
 
 
 def _infos(items) -> dict:

@@ -14,6 +14,7 @@ from multigrid.cli.options import (
     add_weights,
     emit,
     load_config,
+    meant,
     show_ledger,
     show_metrics,
     start_backend,
@@ -39,7 +40,8 @@ def add_verb(verbs) -> None:
 def run_train(options) -> int:
     """Trains, evaluates the best weights on the validation set and says where everything is."""
     if (options.config is None) == (options.resume is None):
-        options.parser.error("expected --config or --resume, and not both")
+        both = " and not both" if options.config else f", received neither{meant(options.overrides, '--resume')}"
+        options.parser.error(f"expected --config or --resume{both}")
     if options.resume and weights_settings(options):
         options.parser.error("--resume: expected no weights to begin with, the run has its own")
     config = options.config and load_config(options, weights_settings(options))

@@ -56,6 +56,8 @@ def check_boxes(
         sizes: the (height, width) of each.
         class_names: in the order of the class ids.
     """
+    if not images:
+        return [], [], []
     owner = np.repeat(np.arange(len(images)), [len(image.boxes) for image in images])
     owner_sizes = np.array(sizes, np.int64).reshape(-1, 2)[owner]
     boxes = np.array([box for image in images for box in image.boxes], np.float64).reshape(-1, 4)

@@ -50,8 +50,14 @@ def _names_of(source: str) -> list[str]:
         if isinstance(names, dict) and all(isinstance(index, int) for index in names):
             names = [names[index] for index in sorted(names)]
         if not isinstance(names, list):
-            raise InputError(f"{source}, key names: expected the class names, received {names}")
-        return [str(name) for name in names]
+            raise InputError(
+                f"{source}, key names: expected class names, in a list or each behind a whole number, received {names}"
+            )
+        names = [str(name) for name in names]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f'{source}, key names: expected different names, received "{twice}" more than once')
+        return names
     raw_images = read_raw_images(source, (), "train")
     if suffix == ".json":  # understood, or there would have been an error
         with open(source, encoding="utf-8-sig") as file:

@@ -68,7 +68,10 @@ def _voc_image(path: str, position: int) -> RawImage:
         if (corners := thing.find("bndbox")) is None:
             raise InputError(f"{place}: expected <bndbox>, received none")
         image.boxes.append(tuple(_voc_number(corners, key, place) for key in ("xmin", "ymin", "xmax", "ymax")))
-        image.labels.append((thing.findtext("name") or "").strip())
+        name = (thing.findtext("name") or "").strip()
+        if not name:
+            raise InputError(f"{place}: expected a class in <name>, received none")
+        image.labels.append(name)
         image.places.append(place)
     return image
 

@@ -76,7 +76,9 @@ def read_yolo(path: str, class_names: Sequence[str], split: str) -> list[RawImag
     named = []
     for entry in entries if isinstance(entries, list) else [entries]:
         named += _yolo_images(os.path.join(root, str(entry)), f"{path}, key {split}")
-    if named and not any(os.path.isfile(label_path(image)) for image, _ in named):
+    if not named:
+        raise InputError(f"{path}, key {split}: expected images, received none in {os.path.normpath(root)}: {entries}")
+    if not any(os.path.isfile(label_path(image)) for image, _ in named):
         raise InputError(
             f"{path}, key {split}: expected label files, received none for any of {len(named)} images "
             f"(the first would be {label_path(named[0][0])})"
@@ -106,6 +108,10 @@ def read_yolo_yaml(path: str) -> dict[str, Any]:
 
 def _check_names(names: Any, class_names: Sequence[str], path: str) -> None:
     """Another order of the same names would train another detector."""
+    listed = list(names.values()) if isinstance(names, dict) else names
+    flag = next((name for name in listed if isinstance(name, bool)), None) if isinstance(listed, list) else None
+    if flag is not None:
+        raise InputError(f"{path}, key names: expected names, with words such as yes and no in quotes, received {flag}")
     if isinstance(names, dict):
         names = [names.get(index, f"(no {index})") for index in range(max(len(names), len(class_names)))]
     if not isinstance(names, list) or [str(name) for name in names] != list(class_names):

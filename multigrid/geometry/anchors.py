@@ -140,7 +140,7 @@ def read_anchors(path: str | os.PathLike, scales: int = 3) -> Anchors:
 
 def _content_lines(path) -> list[tuple[int, str]]:
     try:
-        text = pathlib.Path(path).read_text(encoding="utf-8")
+        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "bytes that are not text"
         raise InputError(f"{path}: expected a text file of anchors, received: {reason}") from error

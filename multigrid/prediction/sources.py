@@ -66,10 +66,10 @@ def list_source(source) -> Listing:
     path = os.fspath(source)
     if os.path.isdir(path):
         with os.scandir(path) as entries:
-            files = [entry.path for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+            files = [entry.path for entry in entries if not entry.is_dir() and not entry.name.startswith(".")]
         return _of_files(files, path, "a folder")
     if glob.has_magic(path) and not os.path.exists(path):
-        files = [found for found in glob.iglob(path, recursive=True) if os.path.isfile(found)]
+        files = [found for found in glob.iglob(path, recursive=True) if not os.path.isdir(found)]
         return _of_files(files, path, "a pattern")
     return Listing([_file_item(path)], 0)
 

@@ -96,12 +96,12 @@ class MultiGridTrainer:
         if not (run_dir / "config.yaml").is_file():
             raise InputError(f"{run_dir}: expected a run folder with a config.yaml, received none")
         by_first(functools.partial(report.clear_unfinished, run_dir))
-        state, kept = newest_state(run_dir / "checkpoints"), {}
-        if state is not None:  # what it began with is history, and the files may be gone
-            written = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-            kept = {key: written.get(key) for key in ("weights", "backbone_weights")}
-        nothing = [f"{key}=null" for key in kept]
+        state = newest_state(run_dir / "checkpoints")
+        first_weights = ("weights", "backbone_weights") if state is not None else ()
+        nothing = [f"{key}=null" for key in first_weights]  # what it began with is history, and the files may be gone
         trainer = cls(ConfigLoader.load(run_dir / "config.yaml", [*nothing, *overrides]), **parts)
+        written = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+        kept = {key: written.get(key) for key in first_weights}
         if any(word.startswith("output.dir=") for word in overrides):
             raise InputError(f"output.dir: expected none with a run to go on with, {run_dir}, received another folder")
         if any(getattr(trainer.config, key) is not None for key in kept):
@@ -177,6 +177,7 @@ class MultiGridTrainer:
             self.check_run_dir()
         self.build_model()
         self._check_callbacks()
+        self._check_boxes()
         if self.detector.criterion is None:
             raise ValueError("detector: expected one with a criterion to train with, received one without")
         if not self._resumes:
@@ -283,6 +284,14 @@ class MultiGridTrainer:
     def class_names(self) -> tuple:
         """One a class, after `build_data`."""
         return self.vocabulary.class_names
+
+    def _check_boxes(self) -> None:
+        """Sees that the labels have something to learn; data of your own is yours to know."""
+        samples = self.samples.get("train")
+        if samples and not any(len(sample.boxes) for sample in samples):
+            raise InputError(
+                f"data.train: expected at least one box that can be used, received none in {len(samples)} images"
+            )
 
     def _check_callbacks(self) -> None:
         """Sees that the config's callbacks can be made, before there is a run folder."""
