@@ -240,6 +240,17 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         subjects.of_run(tmp_path)
 
 
+def test_what_a_run_lacks_is_told(run, tmp_path):
+    assert subjects.missing_parts(run) == []
+    (tmp_path / "weights").mkdir()
+    assert subjects.missing_parts(tmp_path) == [
+        f"{tmp_path}: no weights of its own; a new network is examined",
+        f"{tmp_path}: no results.csv; its epochs are not examined",
+    ]
+    (tmp_path / "weights" / "last.weights.h5").touch()
+    assert len(subjects.missing_parts(tmp_path)) == 1
+
+
 def test_a_run_whose_labels_are_gone_is_refused(run, tmp_path):
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text().replace("shapes/train", "shapes/gone"))
     with pytest.raises(InputError, match="expected its training labels where they were; say data.train=LABELS"):

@@ -192,6 +192,20 @@ def test_lines_tell_classes_by_number_and_need_names(folder, capsys):
     assert "train.txt: expected --classes or --config with lines that tell" in capsys.readouterr().err
 
 
+def test_images_of_yolo_without_a_label_file_are_noted(folder, capsys):
+    for name in ("images", "labels"):
+        (folder / "yolo" / name).mkdir(parents=True)
+    for name in "abc":
+        shutil.copy(f"images/{name}.png", f"yolo/images/{name}.png")
+    (folder / "yolo" / "labels" / "a.txt").write_text("1 .5 .5 .25 .5\n")
+    (folder / "yolo" / "labels" / "c.txt").write_text("")  # background that is meant
+    (folder / "yolo" / "data.yaml").write_text("train: images\nnames: [cat, dog]\n")
+    assert run("yolo/data.yaml", "--output-dir", "seen") == 0
+    assert "no label file: yolo/images/b.png (train): expected yolo/labels/b.txt\n" in capsys.readouterr().out
+    (one,) = json.loads((folder / "seen" / "data.json").read_text())["without_label_file"]
+    assert one["split"] == "train" and one["path"].endswith("b.png") and one["label_file"].endswith("labels/b.txt")
+
+
 def test_a_data_yaml_tells_its_splits(folder):
     (folder / "data.yaml").write_text("train: images\ntest: images\nnames: {0: cat, 1: dog}\n")
     assert splits_in("data.yaml") == ["train", "test"] and names_in(["data.yaml"]) == ("cat", "dog")

@@ -16,6 +16,7 @@ MANY_IMAGES = 2000  # fewer are looked at in seconds: no line in a log
 MANY_PAIRS = 300_000  # likewise; these take some ten seconds
 CONSEQUENCES = {
     "unreadable image": "training stops",
+    "no label file": "noted: an image without objects",
     "dropped box": "left out of training",
     "crowd": "left out, as COCO does",
     "clipped": "cut at the border",
@@ -153,6 +154,11 @@ def _findings(splits, class_names, input_size, pairs: list[dict] | None) -> dict
             for split in splits
             for place, detail in split.unreadable
         ],
+        "without_label_file": [
+            {"split": split.name, "path": path, "label_file": label_file}
+            for split in splits
+            for path, label_file in split.without_label_file
+        ],
         "defects": [
             {"split": split.name, "path": path, **vars(defect)}
             for split in splits
@@ -219,6 +225,8 @@ def _lines(found) -> dict[str, list[str]]:
     lines = collections.defaultdict(list)
     for one in found["unreadable"]:
         lines["unreadable image"].append(f"{one['place']}: {one['detail']}")
+    for one in found["without_label_file"]:
+        lines["no label file"].append(f"{_short(one['path'])} ({one['split']}): expected {_short(one['label_file'])}")
     for one in found["defects"]:
         numbers = ",".join(f"{value:.6g}" for value in one["box"])
         lines[one["kind"]].append(f"{one['place']}: {numbers}{', ' if numbers else ''}{one['detail']}")

@@ -68,6 +68,8 @@ def run_doctor(options) -> int:
         case = subjects.of_bundle(options.run_dir)
     else:
         case = subjects.of_run(options.run_dir, [*options.overrides, *weights_settings(options)])
+        for line in subjects.missing_parts(options.run_dir):
+            report.say(line)
     with report.counting("asking rules") as progress:
         diagnosis = diagnose(case, deep=options.deep, progress=progress)
     written = page.write(diagnosis, folder)

@@ -58,6 +58,7 @@ class Split:
         defects: of the boxes, in the file's order.
         defect_paths: the image of each defect.
         unreadable: (place, what is wrong) of the images that cannot be read.
+        without_label_file: (image, label file that is not there) of images that are background by that.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Split:
     defects: list[Defect]
     defect_paths: list[str]
     unreadable: list[tuple[str, str]]
+    without_label_file: list[tuple[str, str]]
 
     @property
     def dropped(self) -> list[Defect]:
@@ -137,6 +139,7 @@ def read_split(
         defects,
         [paths[defect.place] for defect in defects],
         [(image.place, str(looks[image.path])) for image in broken],
+        [(image.path, image.label_file) for image in raw_images if image.label_file],
     )
 
 

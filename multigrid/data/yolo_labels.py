@@ -141,6 +141,8 @@ def _yolo_image(path: str, place: str, position: int) -> RawImage:
             image.labels.append(label)
             image.boxes.append(tuple(box))
             image.places.append(place)
+    else:
+        image.label_file = labels
     return image
 
 

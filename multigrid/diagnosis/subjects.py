@@ -59,6 +59,16 @@ def of_run(run_dir: str | os.PathLike, overrides: Sequence[str] = ()) -> Case:
     return case
 
 
+def missing_parts(run_dir: str | os.PathLike) -> list[str]:
+    """What a run folder lacks, and what follows for its examination: a line each."""
+    run_dir, lines = pathlib.Path(run_dir), []
+    if not any((run_dir / name).is_file() for name in (BEST, LAST)):
+        lines.append(f"{run_dir}: no weights of its own; a new network is examined")
+    if not (run_dir / RESULTS).is_file():
+        lines.append(f"{run_dir}: no {RESULTS}; its epochs are not examined")
+    return lines
+
+
 def of_bundle(folder: str | os.PathLike) -> Case:
     """The case of a replay bundle: the step's own batch, and the detector and optimizer as they were before it.
 

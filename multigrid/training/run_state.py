@@ -90,9 +90,12 @@ class RunState:
         shapes = [tuple(variable.shape) for variable in variables]
         values = [self.tensors[name] for name in self.tensors if name.startswith(f"{kind}/")]
         if shapes != [value.shape for value in values]:
+            pairs = zip(variables, shapes, values, strict=False)
+            other = next((pair for pair in pairs if pair[1] != pair[2].shape), None)
+            first = f"; {other[0].path} has {other[2].shape} instead of {other[1]}" if other else ""
             raise InputError(
                 f"the run's checkpoint: expected {len(shapes)} {kind} variables of this training's shapes, "
-                f"received {len(values)}; was a setting changed?"
+                f"received {len(values)}{first}; was a setting changed?"
             )
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
