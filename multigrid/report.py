@@ -186,13 +186,14 @@ def check_apart(folder: str | os.PathLike, files: Iterable[str | os.PathLike], p
         InputError: one of the files lies in it, by its own path or as what a link leads to.
     """
     real = os.path.realpath(folder)
-    for path in files:
-        homes = [path] if os.path.isdir(path) else [os.path.dirname(path), os.path.dirname(os.path.realpath(path))]
-        if real in map(os.path.realpath, homes):
-            raise InputError(
-                f"{place}: expected a folder other than that of the images and labels, received {os.fspath(folder)}, "
-                f"which holds {os.fspath(path)}"
-            )
+    for path in map(os.fspath, files):
+        held = [os.path.join(path, "")] if os.path.isdir(path) else [path, os.path.realpath(path)]
+        for file in held:
+            if real == os.path.realpath(os.path.dirname(file)):
+                raise InputError(
+                    f"{place}: expected a folder other than that of the images and labels, received "
+                    f"{os.fspath(folder)}, where {path if file == path else file} is read"
+                )
 
 
 def check_unread(outputs: Iterable[str | os.PathLike], files: Iterable[str | os.PathLike], place: str) -> None:

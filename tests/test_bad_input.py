@@ -308,6 +308,17 @@ KINDS = {
         verb="anchors",
         words=("--output", "project/images/train/000002.txt"),
     ),
+    "anchors in the place of a label file of YOLO": Kind(
+        ("--output: expected a file of another name", "project/labels/train/000002.txt"),
+        lambda project: project.relabel("yolo", "data.yaml"),
+        verb="anchors",
+        words=("--output", "project/labels/train/000002.txt"),
+    ),
+    "anchors in the place of their picture": Kind(
+        ("--output: expected a text file, received", "new.png, the name of its picture"),
+        verb="anchors",
+        words=("--output", "project/new.png"),
+    ),
     "figures among the labels": Kind(
         ("--output-dir: expected a folder other than that of the images and labels", "project/val.txt"),
         verb="evaluate",
@@ -319,7 +330,7 @@ KINDS = {
         words=("--output-dir", "project/images/train"),
     ),
     "labels without a box": Kind(
-        ("data.train: expected at least one box that can be used", "received none in 2 images"),
+        ("data.train (", "project/train.txt): expected at least one box that can be used, received none in 2 images"),
         written("train.txt", "images/train/000001.jpg\nimages/train/000004.jpg\n"),
     ),
     "no batches to probe": Kind(

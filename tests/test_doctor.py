@@ -247,6 +247,7 @@ def test_what_a_run_lacks_is_told(run, tmp_path):
         f"{tmp_path}: no weights of its own; a new network is examined",
         f"{tmp_path}: no results.csv; its epochs are not examined",
     ]
+    assert len(subjects.missing_parts(tmp_path, ["weights=w.h5"])) == 1
     (tmp_path / "weights" / "last.weights.h5").touch()
     assert len(subjects.missing_parts(tmp_path)) == 1
 

@@ -635,7 +635,7 @@ def test_yolo_defects_are_reported_in_pixels(tmp_path, yolo):
         ("train: absent\nnames: [cat, small dog, bird]\n", ["key train", "absent"]),
         (
             "train: labels\nnames: [cat, small dog, bird]\n",
-            ["key train: expected images, received none in", ": labels"],
+            ["key train: expected images, received none in /", "labels"],
         ),
         (
             "train: images/train\nnames: [cat, yes, bird]\n",

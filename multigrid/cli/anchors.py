@@ -35,8 +35,12 @@ def run_anchors(options) -> int:
         raise InputError(f"--count: expected a multiple of {SCALES}, as many for each scale, received {options.count}")
     config = load_config(options)
     report.check_file(options.output, "--output")
+    picture = pathlib.Path(options.output).with_suffix(".png")
+    if picture == pathlib.Path(options.output):
+        raise InputError(f"--output: expected a text file, received {options.output}, the name of its picture")
     start_backend()
     from multigrid import assembly
+    from multigrid.data.label_contents import files_behind
     from multigrid.data.samples import read_class_names
     from multigrid.evaluation.anchor_picture import draw_anchors
     from multigrid.geometry.anchor_fit import fit_anchors, match_statistics
@@ -45,8 +49,8 @@ def run_anchors(options) -> int:
     if config.data.classes is None:
         raise InputError("data.classes: expected a file of class names, received null")
     samples = assembly.read_split(config, "train", read_class_names(config.data.classes))
-    picture = pathlib.Path(options.output).with_suffix(".png")
-    read = [options.config, config.data.classes, *labels_of(config), *(sample.path for sample in samples)]
+    images = [sample.path for sample in samples]
+    read = [options.config, config.data.classes, *images, *labels_of(config), *files_behind(config.data.train, images)]
     report.check_unread([options.output, picture], read, "--output")
     sizes = assembly.network_sizes(samples, config.model.input_size)
     try:

@@ -47,6 +47,8 @@ def add_verb(verbs) -> None:
 
 def run_data(options) -> int:
     """Shows what is in label files and what is wrong there; exit code 1 where an image or a box cannot be used."""
+    from multigrid.data.label_contents import files_behind
+
     files, options.overrides = _parted(options.overrides)
     if not files and options.config is None:
         options.parser.error("expected label files or --config")
@@ -57,10 +59,12 @@ def run_data(options) -> int:
     sources = _sources_of_files(files) if files else _sources_of_config(config)
     class_names = _class_names(options, config, sources)
     input_size = config.model.input_size if config else None
+    report.check_apart(options.output_dir, (file for _, file, _ in sources), "--output-dir")
     compares = not options.no_near_duplicates
     splits = [_read(source, class_names, compares and len(sources) > 1) for source in sources]
-    read = [*(file for _, file, _ in sources), *(sample.path for split in splits for sample in split.samples)]
-    report.check_apart(options.output_dir, read, "--output-dir")
+    for split in splits:
+        images = [sample.path for sample in split.samples]
+        report.check_apart(options.output_dir, [*images, *files_behind(split.source, images)], "--output-dir")
     found = _findings(splits, class_names, input_size, _near_duplicates(splits) if compares else None)
     _show(splits, found, input_size)
     from multigrid.cli.data_pictures import draw_pictures

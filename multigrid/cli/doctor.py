@@ -50,9 +50,7 @@ def run_doctor(options) -> int:
         both = ", received neither" if options.config is None else " and not both"
         options.parser.error(f"expected RUN or --config{both}")
     if options.run_dir is not None and os.path.isfile(options.run_dir):
-        options.parser.error(
-            f"{options.run_dir}: expected a run folder, received a file; a config goes behind --config"
-        )
+        options.parser.error(f"{options.run_dir}: expected a run folder, received a file (of a config: --config)")
     config = options.config and load_config(options, weights_settings(options))
     folder = pathlib.Path(options.output_dir or options.run_dir or OUTPUT)
     report.check_folder(folder, "--output-dir")
@@ -67,8 +65,9 @@ def run_doctor(options) -> int:
             options.parser.error("a replay bundle has its own settings and weights: expected none beside it")
         case = subjects.of_bundle(options.run_dir)
     else:
-        case = subjects.of_run(options.run_dir, [*options.overrides, *weights_settings(options)])
-        for line in subjects.missing_parts(options.run_dir):
+        settings = [*options.overrides, *weights_settings(options)]
+        case = subjects.of_run(options.run_dir, settings)
+        for line in subjects.missing_parts(options.run_dir, settings):
             report.say(line)
     with report.counting("asking rules") as progress:
         diagnosis = diagnose(case, deep=options.deep, progress=progress)

@@ -151,12 +151,14 @@ def meant(words, folder: str) -> str:
 
     Args:
         words: those that are no options.
-        folder: the option that a folder belongs to; a file is one of --config.
+        folder: the option that a folder belongs to; a YAML file belongs to --config.
     """
-    word = next((word for word in words if os.path.exists(word)), None)
-    if word is None:
-        return ""
-    return f"; did you mean {folder if os.path.isdir(word) else '--config'} {word}?"
+    for word in words:
+        if os.path.isdir(word):
+            return f"; did you mean {folder} {word}?"
+        if os.path.isfile(word) and word.lower().endswith((".yaml", ".yml")):
+            return f"; did you mean --config {word}?"
+    return ""
 
 
 def count(text: str) -> int:

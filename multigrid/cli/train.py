@@ -40,7 +40,11 @@ def add_verb(verbs) -> None:
 def run_train(options) -> int:
     """Trains, evaluates the best weights on the validation set and says where everything is."""
     if (options.config is None) == (options.resume is None):
-        both = " and not both" if options.config else f", received neither{meant(options.overrides, '--resume')}"
+        both = (
+            " and not both"
+            if options.config is not None
+            else f", received neither{meant(options.overrides, '--resume')}"
+        )
         options.parser.error(f"expected --config or --resume{both}")
     if options.resume and weights_settings(options):
         options.parser.error("--resume: expected no weights to begin with, the run has its own")

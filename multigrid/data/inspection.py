@@ -139,7 +139,7 @@ def read_split(
         defects,
         [paths[defect.place] for defect in defects],
         [(image.place, str(looks[image.path])) for image in broken],
-        [(image.path, image.label_file) for image in raw_images if image.label_file],
+        [(image.path, image.missing_label) for image in raw_images if image.missing_label],
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from multigrid.data.samples import read_raw_images
-from multigrid.data.yolo_labels import read_yolo_yaml
+from multigrid.data.yolo_labels import label_path, read_yolo_yaml
 from multigrid.errors import InputError
 
 
@@ -41,6 +41,17 @@ def splits_in(path: str) -> list[str]:
     if not found:
         raise InputError(f'{path}: expected a key "train", "val" or "test" naming images, received none')
     return found
+
+
+def files_behind(source: str, images: Iterable[str]) -> list[str]:
+    """The label files of a split: the one that is named and, behind a `data.yaml`, a text for each image.
+
+    Args:
+        source: the label file or folder.
+        images: the paths of its images.
+    """
+    is_yolo = os.path.splitext(source)[1].lower() in (".yaml", ".yml")
+    return [source, *map(label_path, images)] if is_yolo else [source]
 
 
 def _names_of(source: str) -> list[str]:

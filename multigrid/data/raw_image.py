@@ -28,7 +28,7 @@ class RawImage:
         declared_size: (height, width) that the label file tells.
         relative: the boxes are in shares of the image's width and height instead.
         looked_in: where else the image was looked for.
-        label_file: where a label file of its own was looked for and is not, so that it is taken for background.
+        missing_label: the label file that the image should have and has not; it is then background.
     """
 
     path: str
@@ -41,7 +41,7 @@ class RawImage:
     declared_size: tuple[int, int] | None = None
     relative: bool = False
     looked_in: str = ""
-    label_file: str = ""
+    missing_label: str = ""
 
 
 def read_text(path: str | os.PathLike) -> str:

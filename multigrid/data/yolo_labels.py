@@ -74,10 +74,12 @@ def read_yolo(path: str, class_names: Sequence[str], split: str) -> list[RawImag
         raise InputError(f'{path}: expected a key "{split}" naming its images, received only {known}')
     root = os.path.join(os.path.dirname(os.path.abspath(path)), str(config.get("path") or ""))
     named = []
-    for entry in entries if isinstance(entries, list) else [entries]:
+    entries = entries if isinstance(entries, list) else [entries]
+    for entry in entries:
         named += _yolo_images(os.path.join(root, str(entry)), f"{path}, key {split}")
     if not named:
-        raise InputError(f"{path}, key {split}: expected images, received none in {os.path.normpath(root)}: {entries}")
+        searched = ", ".join(os.path.normpath(os.path.join(root, str(entry))) for entry in entries)
+        raise InputError(f"{path}, key {split}: expected images, received none in {searched}")
     if not any(os.path.isfile(label_path(image)) for image, _ in named):
         raise InputError(
             f"{path}, key {split}: expected label files, received none for any of {len(named)} images "
@@ -142,7 +144,7 @@ def _yolo_image(path: str, place: str, position: int) -> RawImage:
             image.boxes.append(tuple(box))
             image.places.append(place)
     else:
-        image.label_file = labels
+        image.missing_label = labels
     return image
 
 

@@ -45,7 +45,7 @@ def of_run(run_dir: str | os.PathLike, overrides: Sequence[str] = ()) -> Case:
     labels = labels_there(run_dir)
     if "train" not in labels and not any(word.startswith("data.train=") for word in overrides):
         raise InputError(f"{run_dir}: expected its training labels where they were; say data.train=LABELS")
-    trained = [name for name in (BEST, LAST) if (run_dir / name).is_file()]
+    trained = _trained(run_dir)
     settings = list(overrides) if trained else ["weights=null", *overrides]
     if trained == [LAST] and not any(word.startswith("weights=") for word in overrides):
         settings.insert(0, f'weights="{(run_dir / LAST).absolute()}"')
@@ -59,10 +59,10 @@ def of_run(run_dir: str | os.PathLike, overrides: Sequence[str] = ()) -> Case:
     return case
 
 
-def missing_parts(run_dir: str | os.PathLike) -> list[str]:
-    """What a run folder lacks, and what follows for its examination: a line each."""
+def missing_parts(run_dir: str | os.PathLike, overrides: Sequence[str] = ()) -> list[str]:
+    """What a run folder lacks, and what follows for its examination by `of_run`: a line each."""
     run_dir, lines = pathlib.Path(run_dir), []
-    if not any((run_dir / name).is_file() for name in (BEST, LAST)):
+    if not _trained(run_dir) and not any(word.startswith("weights=") for word in overrides):
         lines.append(f"{run_dir}: no weights of its own; a new network is examined")
     if not (run_dir / RESULTS).is_file():
         lines.append(f"{run_dir}: no {RESULTS}; its epochs are not examined")
@@ -81,6 +81,11 @@ def of_bundle(folder: str | os.PathLike) -> Case:
     case = Case(detector, [(step.images, step.truth)], step=1)
     case.course = _course_of(step)
     return case
+
+
+def _trained(run_dir: pathlib.Path) -> list:
+    """The weights that a run folder has, the best first."""
+    return [name for name in (BEST, LAST) if (run_dir / name).is_file()]
 
 
 def _epoch_of(weights, run: Run) -> int:

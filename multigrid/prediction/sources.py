@@ -66,10 +66,10 @@ def list_source(source) -> Listing:
     path = os.fspath(source)
     if os.path.isdir(path):
         with os.scandir(path) as entries:
-            files = [entry.path for entry in entries if not entry.is_dir() and not entry.name.startswith(".")]
+            files = [entry.path for entry in entries if _is_named(entry.path) and not entry.name.startswith(".")]
         return _of_files(files, path, "a folder")
     if glob.has_magic(path) and not os.path.exists(path):
-        files = [found for found in glob.iglob(path, recursive=True) if not os.path.isdir(found)]
+        files = [found for found in glob.iglob(path, recursive=True) if _is_named(found)]
         return _of_files(files, path, "a pattern")
     return Listing([_file_item(path)], 0)
 
@@ -171,6 +171,11 @@ def _of_files(files: list[str], source: str, kind: str) -> Listing:
         hint = "; a pattern such as 'FOLDER/**/*.jpg' looks into folders" if kind == "a folder" else ""
         raise InputError(f"{source}: expected {kind} of images or videos, received one without{others}{hint}")
     return Listing(items, left_out)
+
+
+def _is_named(path: str) -> bool:
+    """Whether a path is a file, or a link to nothing: that is said when it is due, and not passed over."""
+    return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
 
 
 def _file_item(path: str) -> Item:

@@ -175,9 +175,10 @@ class MultiGridTrainer:
         """
         if not self._resumes:
             self.check_run_dir()
+        self._need_data()
+        self._check_boxes()
         self.build_model()
         self._check_callbacks()
-        self._check_boxes()
         if self.detector.criterion is None:
             raise ValueError("detector: expected one with a criterion to train with, received one without")
         if not self._resumes:
@@ -290,7 +291,8 @@ class MultiGridTrainer:
         samples = self.samples.get("train")
         if samples and not any(len(sample.boxes) for sample in samples):
             raise InputError(
-                f"data.train: expected at least one box that can be used, received none in {len(samples)} images"
+                f"data.train ({self.config.data.train}): expected at least one box that can be used, received none in "
+                f"{len(samples)} images"
             )
 
     def _check_callbacks(self) -> None:
