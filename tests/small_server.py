@@ -80,7 +80,7 @@ def served(app, ready=True):
         assert not thread.is_alive()
 
 
-def wait_until(done, seconds=20):
+def wait_until(done, seconds=120):
     """Returns when `done()` is true."""
     end = time.monotonic() + seconds
     while not done():
