@@ -192,7 +192,7 @@ def check_apart(folder: str | os.PathLike, files: Iterable[str | os.PathLike], p
             if real == os.path.realpath(os.path.dirname(file)):
                 raise InputError(
                     f"{place}: expected a folder other than that of the images and labels, received "
-                    f"{os.fspath(folder)}, where {path if file == path else file} is read"
+                    f"{os.fspath(folder)}, where {file} is read"
                 )
 
 

@@ -175,6 +175,11 @@ def other_names_in_data_yaml(project):
     project.replace("data.yaml", f"- {first}\n- {second}\n", f"- {second}\n- {first}\n")
 
 
+def yolo_to_evaluate(project):
+    project.relabel("yolo", "data.yaml")
+    project.replace("data.yaml", "train:", "val:")
+
+
 def broken_xml(project):
     project.relabel("voc", "Annotations")
     # <annotation>, <filename>, then <path>: the third line.
@@ -323,6 +328,13 @@ KINDS = {
         ("--output-dir: expected a folder other than that of the images and labels", "project/val.txt"),
         verb="evaluate",
         words=("--weights", "project/model.h5", "--output-dir", "project"),
+    ),
+    "figures among the label files of YOLO": Kind(
+        ("--output-dir: expected a folder other than that of the images and labels", "project/labels/train"),
+        yolo_to_evaluate,
+        verb="evaluate",
+        words=("data.val=project/data.yaml", "--weights", "project/model.h5")
+        + ("--output-dir", "project/labels/train"),
     ),
     "findings among the images": Kind(
         ("--output-dir: expected a folder other than that of the images and labels", "project/images/train/000001.jpg"),

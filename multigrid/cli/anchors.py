@@ -50,7 +50,8 @@ def run_anchors(options) -> int:
         raise InputError("data.classes: expected a file of class names, received null")
     samples = assembly.read_split(config, "train", read_class_names(config.data.classes))
     images = [sample.path for sample in samples]
-    read = [options.config, config.data.classes, *images, *labels_of(config), *files_behind(config.data.train, images)]
+    behind = [file for source in labels_of(config) for file in files_behind(source, images)]
+    read = [options.config, config.data.classes, *images, *behind]
     report.check_unread([options.output, picture], read, "--output")
     sizes = assembly.network_sizes(samples, config.model.input_size)
     try:

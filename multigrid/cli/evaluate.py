@@ -91,12 +91,15 @@ def summary(metrics: dict, seconds: dict) -> list[str]:
 def _evaluation(config, split: str, folder: pathlib.Path) -> tuple:
     """An `Evaluation`, and the samples that it was made on; none of them may lie in the folder of the results."""
     from multigrid import assembly
+    from multigrid.data.label_contents import files_behind
     from multigrid.evaluation.run import evaluate
     from multigrid.prediction.predictor import Predictor
 
     class_names = assembly.read_vocabulary(config).class_names
     samples = assembly.read_split(config, split, class_names)
-    report.check_apart(folder, [*labels_of(config, [split]), *(sample.path for sample in samples)], "--output-dir")
+    images = [sample.path for sample in samples]
+    behind = [file for source in labels_of(config, [split]) for file in files_behind(source, images)]
+    report.check_apart(folder, [*images, *behind], "--output-dir")
     predictor = Predictor.from_config(config, evaluating=True)
     shown = progress("detecting", len(samples))
     threshold = config.detection.predict_threshold
