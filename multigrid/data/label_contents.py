@@ -1,4 +1,4 @@
-"""What label files tell of themselves: their class names and, a YOLO `data.yaml`, its splits."""
+"""What label files tell of themselves: class names and, a YOLO `data.yaml`, its splits and the files behind it."""
 
 from __future__ import annotations
 
